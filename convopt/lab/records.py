@@ -1,0 +1,173 @@
+"""Records of runs: one JSON file per run, written atomically, or one Parquet table of many."""
+
+import json
+import os
+import statistics
+import tempfile
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from convopt.lab.runs import Run
+
+
+@dataclass(frozen=True)
+class Record:
+    """The outcome of one run.
+
+    Attributes:
+        run: its configuration.
+        status: "finished", or "diverged" where a loss was not finite.
+        curves: one value per completed epoch under each name: train_loss and test_loss in nats; test_accuracy and
+            validation_accuracy, 0 to 1; gradient_norm, the epoch's mean; seconds_training and seconds_evaluation.
+        kernels: the optimizer's kernels by name, before training and after each completed epoch.
+        confirmation_accuracy: 0 to 1, on test pictures that are looked at once, in the last epoch; or None.
+        provenance: see ``provenance.collect``.
+    """
+
+    run: Run
+    status: str
+    curves: dict[str, list[float]]
+    kernels: list[dict[str, Any]]
+    confirmation_accuracy: float | None
+    provenance: dict[str, Any]
+
+    @property
+    def best(self) -> float:
+        """Best test accuracy over the epochs, 0 to 1."""
+        return max(self.curves["test_accuracy"])
+
+    @property
+    def final(self) -> float:
+        """Test accuracy after the last epoch, 0 to 1."""
+        return self.curves["test_accuracy"][-1]
+
+    @property
+    def stability(self) -> float:
+        """Population standard deviation over epochs of the epoch-mean gradient norm; lower is steadier."""
+        return statistics.pstdev(self.curves["gradient_norm"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return {**vars(self), "run": self.run.to_json(), "id": self.run.id}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Record":
+        """The inverse of ``to_json``. KeyError, TypeError or ValueError where ``data`` is no record."""
+        fields = {key: value for key, value in data.items() if key != "id"}
+        record = cls(**{**fields, "run": Run.from_json(data["run"])})
+        if record.run.id != data["id"]:
+            raise ValueError(f"id is {data['id']!r} but the run's configuration hashes to {record.run.id!r}")
+        return record
+
+
+class Store:
+    """A folder of records: ``<id>.json``, one per run, and ``*.parquet``, tables of many.
+
+    A record that does not parse is reported by name in a warning and counts as absent, so that its run is run
+    again.
+
+    Args:
+        folder: made when the first record is written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._tables: dict[str, Record] | None = None
+
+    def load(self, run: Run) -> Record | None:
+        """The record of ``run``, or None."""
+        path = self._path(run)
+        return (_read_json(path) if path.exists() else None) or self._from_tables().get(run.id)
+
+    def save(self, record: Record) -> None:
+        """Write a record so that a crash at any moment leaves the old file, the new one, or none."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path(record.run), json.dumps(record.to_json()).encode())
+
+    def records(self) -> list[Record]:
+        """All records; where a run has two, the JSON file's."""
+        found = dict(self._from_tables())
+        for path in sorted(self.folder.glob("*.json")):
+            record = _read_json(path)
+            if record is not None:
+                found[record.run.id] = record
+        return list(found.values())
+
+    def _path(self, run: Run) -> Path:
+        return self.folder / f"{run.id}.json"
+
+    def _from_tables(self) -> dict[str, Record]:
+        if self._tables is None:
+            records = [record for path in sorted(self.folder.glob("*.parquet")) for record in read_table(path)]
+            self._tables = {record.run.id: record for record in records}
+        return self._tables
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary file beside ``path`` and rename it there."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def write_table(records: Iterable[Record], path: Path) -> None:
+    """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON."""
+    rows = []
+    for record in sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True)):
+        data = record.to_json()
+        rows.append(
+            {
+                "id": data["id"],
+                "status": record.status,
+                "optimizer": record.run.optimizer.name,
+                "seed": record.run.seed,
+                "confirmation_accuracy": record.confirmation_accuracy,
+                **record.curves,
+                **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "kernels", "provenance")},
+            }
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd"))
+
+
+def read_table(path: Path) -> list[Record]:
+    """The records of a table written by ``write_table``."""
+    frame = pd.read_parquet(path)
+    known = {"id", "status", "optimizer", "seed", "confirmation_accuracy", "run", "kernels", "provenance"}
+    records = []
+    for row in frame.to_dict("records"):
+        curves = {name: row[name].tolist() for name in frame.columns if name not in known and row[name] is not None}
+        confirmation = row["confirmation_accuracy"]
+        records.append(
+            Record.from_json(
+                {
+                    "id": row["id"],
+                    "status": row["status"],
+                    "curves": curves,
+                    "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
+                    **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
+                }
+            )
+        )
+    return records
+
+
+def _read_json(path: Path) -> Record | None:
+    try:
+        return Record.from_json(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        warnings.warn(
+            f"{path} is not a readable record and is ignored; its run will be run again: {error}", stacklevel=3
+        )
+        return None

@@ -1,0 +1,77 @@
+"""What a training run is: a frozen configuration whose canonical JSON's hash is its identity."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something chosen by name, a model or an optimizer, with its options as sorted pairs."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, **options: Any) -> "Choice":
+        """``Choice.of("SGD", lr=0.01)``; lists become tuples so that a choice stays hashable."""
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        return cls(name, tuple(sorted(frozen.items())))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        dataset: "mnist" or "digits".
+        n_train: the first n pictures of the training split are trained on.
+        n_test: the first n pictures of the test split are reported.
+        batch_size: the last incomplete batch of an epoch is dropped.
+        label_noise: share of training labels that are wrong, 0 to 1.
+        epochs: passes over the training pictures.
+        model: a name of ``models.MODELS`` and its options.
+        optimizer: a name of ``training.OPTIMIZERS`` and its options.
+        seed: of initial weights, batches and wrong labels, one stream each. Runs of one seed are paired.
+    """
+
+    dataset: str
+    n_train: int
+    n_test: int
+    batch_size: int
+    label_noise: float
+    epochs: int
+    model: Choice
+    optimizer: Choice
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits of the SHA-256 of the canonical JSON."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return {
+            **asdict(self),
+            "model": _choice_to_json(self.model),
+            "optimizer": _choice_to_json(self.optimizer),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Run":
+        """The inverse of ``to_json``. KeyError or TypeError where ``data`` is no run."""
+        choices = {key: Choice.of(data[key]["name"], **data[key]["options"]) for key in ("model", "optimizer")}
+        return cls(**{**data, **choices})
+
+    def stream(self, purpose: str) -> int:
+        """The seed of the random stream for ``purpose``, independent of those for other purposes."""
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _choice_to_json(choice: Choice) -> dict[str, Any]:
+    options = {key: list(value) if isinstance(value, tuple) else value for key, value in choice.options}
+    return {"name": choice.name, "options": options}

@@ -1,0 +1,216 @@
+"""What the optimizers share: SGD with momentum on a gradient that passes through a smoothing kernel."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from convopt.theory.kernel_loss import KernelLoss
+from convopt.theory.kernels import NAMED_KERNELS, check_size
+from convopt.theory.smoothing import LineShifts
+
+T = TypeVar("T")
+
+
+class SmoothingOptimizer(Optimizer, ABC):
+    """SGD with momentum whose gradients are smoothed before the update.
+
+    A kernel that several parameters share lives in its param group and one kernel per parameter in
+    ``state[p]``, so that both survive ``state_dict``, pickle and deepcopy. They stay float32 whatever the
+    parameters' dtype: a step of a kernel is below the resolution of half precision.
+    """
+
+    _float32_state: tuple[str, ...] = ()
+    _shared_kernels: tuple[str, ...] = ()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; options it does not name are the defaults. ValueError names an option that is invalid."""
+        self._check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        for name, value in self._initial_shared_state(group).items():
+            group.setdefault(name, value)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
+        """Update the parameters from their ``grad``, which stays as it is.
+
+        Args:
+            closure: called once, before anything else, with gradients enabled. It may only compute the loss of
+                the batch whose gradients are in place, or do zero_grad, backward and return the loss; it may
+                return a tensor or a float.
+            loss: the loss of this batch if it is at hand already, a tensor or a float. It replaces the closure
+                and saves its forward pass.
+
+        Returns:
+            What the closure returned, or ``loss``.
+
+        Raises:
+            ValueError: both ``closure`` and ``loss`` were given.
+            TypeError: the loss is not one number.
+            RuntimeError: a gradient is sparse or complex. Nothing has been updated then.
+        """
+        if closure is not None:
+            if loss is not None:
+                raise ValueError("closure and loss were both given, expected one of them")
+            with torch.enable_grad():
+                loss = closure()
+        scalar = _as_scalar(loss)
+        params_of_groups = [_params_with_grad(group) for group in self.param_groups]
+        for group, params in zip(self.param_groups, params_of_groups, strict=True):
+            if params:
+                for name in self._shared_kernels:
+                    group[name] = group[name].to(params[0].device)
+                self._step_group(group, params, scalar)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint, as in torch; float32 statistics of half-precision parameters stay float32."""
+        super().load_state_dict(state_dict)
+        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for saved_id, p in zip(saved_ids, params, strict=True):
+            saved = state_dict["state"].get(saved_id, {})
+            for name in self._float32_state:
+                if name in saved:
+                    self.state[p][name] = copy.deepcopy(saved[name]).to(p.device)
+
+    def kernels(self) -> dict[str, Tensor]:
+        """The kernels in use by name, each summing to 1: detached float32 copies.
+
+        With more than one param group, names start with the group's index.
+        """
+        several = len(self.param_groups) > 1
+        return {
+            f"{index}/{name}" if several else name: kernel.detach().clone()
+            for index, group in enumerate(self.param_groups)
+            for name, kernel in self._kernels_of(group).items()
+        }
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        check_number("lr", options["lr"], at_least=0)
+        check_number("momentum", options["momentum"], at_least=0, below=1)
+        check_size(options["kernel_size"])
+        initial_kernel(options["kernel_init"], options["kernel_size"], ndim=1)
+
+    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What all parameters of a group share, to be kept in the group."""
+        return {}
+
+    @abstractmethod
+    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]: ...
+
+    @abstractmethod
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None: ...
+
+    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
+        """One step of SGD with momentum along ``directions``, as torch.optim.SGD does it."""
+        directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
+        if group["momentum"]:
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, directions)
+            directions = buffers
+        lr = group["lr"]
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
+        else:
+            torch._foreach_add_(params, directions, alpha=-lr)
+
+
+def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
+    """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
+    is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
+        raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
+
+
+def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:
+    """The kernel that ``kernel_init`` describes: float32, shape ``(size,) * ndim``, summing to 1.
+
+    ``kernel_init`` is "uniform", "gaussian", "binomial", "identity" or a tensor of non-negative taps, of shape
+    ``(size,)`` or ``(size, size)``. Of a 1-D tensor the 2-D kernel is the outer product with itself, of a 2-D
+    tensor the 1-D kernel is the sum over its rows.
+    """
+    if isinstance(kernel_init, str) and kernel_init in NAMED_KERNELS:
+        return NAMED_KERNELS[kernel_init](size, ndim)
+    if not isinstance(kernel_init, Tensor):
+        raise ValueError(f"kernel_init must be one of {', '.join(NAMED_KERNELS)} or a tensor, got {kernel_init!r}")
+    valid = kernel_init.shape in ((size,), (size, size)) and kernel_init.isfinite().all() and (kernel_init >= 0).all()
+    if not (valid and kernel_init.sum() > 0):
+        raise ValueError(
+            f"kernel_init must have shape ({size},) or ({size}, {size}) and hold finite taps that are not negative "
+            f"and sum to a positive number, got {kernel_init}"
+        )
+    kernel = kernel_init.detach().float()
+    kernel = kernel / kernel.sum()
+    if ndim == 1 and kernel.ndim == 2:
+        return kernel.sum(0)
+    if ndim == 2 and kernel.ndim == 1:
+        return torch.outer(kernel, kernel)
+    return kernel
+
+
+def smooth_flattened(grads: list[Tensor], size: int, kernel: Tensor) -> list[Tensor]:
+    """Each gradient flattened, smoothed and shaped as it was; one shorter than the kernel passes through."""
+    smoothed = list(grads)
+    long = [i for i, grad in enumerate(grads) if grad.numel() >= size]
+    for indices in together(long, key=lambda i: (grads[i].device, grads[i].dtype)):
+        flat = LineShifts([grads[i].reshape(-1) for i in indices], size).smooth(kernel)
+        for i, direction in zip(indices, flat, strict=True):
+            smoothed[i] = direction.view(grads[i].shape)
+    return smoothed
+
+
+def together(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Lists of the items with equal keys. Small tensors are cheaper to smooth together than one by one."""
+    lists: dict[Hashable, list[T]] = {}
+    for item in items:
+        lists.setdefault(key(item), []).append(item)
+    return list(lists.values())
+
+
+def mean_statistics(losses: list[KernelLoss]) -> dict[str, Tensor]:
+    """The mean value and cosine similarity of kernel losses, as 0-dim tensors; empty without any."""
+    if not losses:
+        return {}
+    return {
+        "kernel_loss": torch.stack([loss.value for loss in losses]).mean(),
+        "cosine_similarity": torch.stack([loss.cosine_similarity for loss in losses]).mean(),
+    }
+
+
+def _params_with_grad(group: dict[str, Any]) -> list[Tensor]:
+    params = [p for p in group["params"] if p.grad is not None]
+    for p in params:
+        if p.grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"sparse gradients are not supported, got layout {p.grad.layout} of shape {tuple(p.shape)}"
+            )
+        if p.grad.is_complex():
+            raise RuntimeError(f"complex gradients are not supported, got {p.grad.dtype} of shape {tuple(p.shape)}")
+    return params
+
+
+def _as_scalar(loss: Any) -> Tensor | None:
+    if loss is None:
+        return None
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
+    if isinstance(loss, int | float):
+        return torch.tensor(float(loss), dtype=torch.float64)
+    raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")
+
+
+def named_params(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """The group's parameters with the names they were given to the optimizer with, or else their indices."""
+    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+    return zip(names, group["params"], strict=True)

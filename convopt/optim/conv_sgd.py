@@ -1,0 +1,86 @@
+"""ConvolutionalSGD: one 1-D kernel, adapted by whether the loss fell."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._base import SmoothingOptimizer, check_number, initial_kernel, smooth_flattened
+
+
+class ConvolutionalSGD(SmoothingOptimizer):
+    r"""SGD with momentum on gradients that are convolved with one 1-D kernel (v1 of the idea).
+
+    Each gradient is flattened, reflect-padded and convolved; a gradient shorter than the kernel passes through.
+    After a step whose loss is known, the kernel follows a heuristic:
+
+    .. math::
+        W \leftarrow \begin{cases} W + \eta_W e_{centre} & \text{if the loss fell since the last step} \\
+        0.9\, W + 0.1\, U & \text{otherwise} \end{cases}, \qquad W \leftarrow W / \textstyle\sum_i W_i
+
+    with U the uniform kernel. Without a loss the kernel stays as it is.
+
+    Args:
+        params: parameters or param groups.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        kernel_size: taps, odd.
+        kernel_lr: by how much the centre tap grows after a step whose loss fell.
+        kernel_init: "uniform", "gaussian", "binomial", "identity" or a tensor of ``kernel_size`` taps.
+
+    Raises:
+        ValueError: an option is outside its range.
+    """
+
+    _shared_kernels = ("kernel",)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.9,
+        kernel_size: int = 5,
+        kernel_lr: float = 0.001,
+        kernel_init: str | Tensor = "uniform",
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "kernel_size": kernel_size,
+                "kernel_lr": kernel_lr,
+                "kernel_init": kernel_init,
+            },
+        )
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        check_number("kernel_lr", options["kernel_lr"], at_least=0)
+
+    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "kernel": initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1),
+            "previous_loss": None,
+        }
+
+    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"kernel": group["kernel"]}
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+        kernel = group["kernel"]
+        self._descend(group, params, smooth_flattened([p.grad for p in params], group["kernel_size"], kernel))
+        if loss is not None:
+            if group["previous_loss"] is not None:
+                fell = (loss < group["previous_loss"]).to(kernel.device)
+                group["kernel"] = adapt_to_loss(kernel, fell, group["kernel_lr"])
+            group["previous_loss"] = loss.clone()
+
+
+def adapt_to_loss(kernel: Tensor, fell: Tensor, kernel_lr: float) -> Tensor:
+    """v1's heuristic: ``kernel`` (float32, ``(k,)``) after a step, ``fell`` a 0-dim bool tensor."""
+    grown = kernel.clone()
+    grown[kernel.numel() // 2].add_(kernel_lr)
+    relaxed = 0.9 * kernel + 0.1 / kernel.numel()
+    adapted = torch.where(fell, grown, relaxed)
+    return adapted / adapted.sum()

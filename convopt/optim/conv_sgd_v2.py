@@ -1,0 +1,223 @@
+"""ConvolutionalSGDv2: shared 1-D and 2-D kernels, learned by gradient descent on a three-part loss."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from convopt.optim._base import (
+    SmoothingOptimizer,
+    check_number,
+    initial_kernel,
+    mean_statistics,
+    smooth_flattened,
+    together,
+)
+from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
+from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts
+from convopt.theory.snr import ema_powers
+
+
+class ConvolutionalSGDv2(SmoothingOptimizer):
+    r"""SGD with momentum on gradients that are convolved with learned, softmax-normalised kernels (v2 of the idea).
+
+    There are two kernels per param group. The 2-D one smooths weights of Linear layers over (out, in), and those
+    of Conv2d over (kH, kW) where the kernel fits there, else over (out, in) for each tap (kH, kW) apart where it
+    fits. The 1-D one smooths all others, flattened. Padding is by reflection; a tensor with fewer elements than
+    the kernel has taps passes through.
+
+    Every ``kernel_update_every`` steps, parameter after parameter, the logits of its kernel take one step of plain
+    gradient descent on
+
+    .. math::  L_W = d\,(1 - \cos(g, W * g)) + s\,\mathrm{MSE}(W * g, \bar g) + v\,\mathrm{Var}(W * g)/\mathrm{Var}(g)
+
+    with its exact gradient, where :math:`\bar g` is an exponential moving average of the gradients. The kernels
+    follow the gradients alone: a closure or a loss is accepted, as by the other optimizers, but not needed. At a
+    learning rate of 0 they rest.
+
+    Args:
+        params: parameters or param groups.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        kernel_size: taps along each axis, odd.
+        kernel_lr: learning rate of the logits.
+        kernel_init: "gaussian" (logits are its log), "uniform", "binomial", "identity", or a tensor of
+            ``kernel_size`` taps or of ``kernel_size`` x ``kernel_size``. A tap of zero stays zero under a softmax,
+            so "identity" is a kernel that never changes.
+        loss_weights: (d, s, v), the weights of direction, signal and smoothness. The default moved the kernel
+            behind the README's figures; the README's own three parts are (0.5, 0.3, 0.2).
+        noise_estimation_momentum: the EMA's factor, in [0, 1). The EMA starts from the first gradient.
+        kernel_update_every: steps from one update of the kernels to the next.
+
+    Raises:
+        ValueError: an option is outside its range.
+    """
+
+    _float32_state = ("signal",)
+    _shared_kernels = ("logits_1d", "logits_2d")
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.9,
+        kernel_size: int = 5,
+        kernel_lr: float = 0.005,
+        kernel_init: str | Tensor = "gaussian",
+        loss_weights: tuple[float, float, float] = (0.5, 1.0, 0.0),
+        noise_estimation_momentum: float = 0.99,
+        kernel_update_every: int = 5,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "kernel_size": kernel_size,
+                "kernel_lr": kernel_lr,
+                "kernel_init": kernel_init,
+                "loss_weights": loss_weights,
+                "noise_estimation_momentum": noise_estimation_momentum,
+                "kernel_update_every": kernel_update_every,
+            },
+        )
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        check_number("kernel_lr", options["kernel_lr"], at_least=0)
+        check_number("noise_estimation_momentum", options["noise_estimation_momentum"], at_least=0, below=1)
+        weights = options["loss_weights"]
+        if not isinstance(weights, tuple | list) or len(weights) != 3:
+            raise ValueError(f"loss_weights must be (direction, signal, smoothness), got {weights!r}")
+        for weight in weights:
+            check_number("loss_weights", weight, at_least=0)
+        every = options["kernel_update_every"]
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"kernel_update_every must be a positive integer, got {every!r}")
+
+    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+        init, size = group["kernel_init"], group["kernel_size"]
+        return {
+            "logits_1d": initial_kernel(init, size, ndim=1).log(),
+            "logits_2d": initial_kernel(init, size, ndim=2).log().reshape(-1),
+            "steps": 0,
+        }
+
+    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        size = group["kernel_size"]
+        return {"kernel_1d": _kernel(group, "logits_1d"), "kernel_2d": _kernel(group, "logits_2d").view(size, size)}
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+        lr = group["lr"]
+        resting = not isinstance(lr, Tensor) and lr == 0
+        layouts = {p: layout for p in params if (layout := _layout(p.shape, group["kernel_size"])) is not None}
+        if not resting:
+            group["steps"] += 1
+            self._update_signals(group, list(layouts))
+        directions = {p: p.grad for p in params}
+        if resting or group["steps"] % group["kernel_update_every"]:
+            directions.update(_smooth(group, layouts))
+        else:
+            for p, layout in layouts.items():
+                directions[p] = self._smooth_and_adapt(group, p, layout)
+        self._descend(group, params, list(directions.values()))
+
+    def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        grads = [p.grad.float() if p.dtype in HALF_PRECISION else p.grad for p in params]
+        for p, grad in zip(params, grads, strict=True):
+            if "signal" not in self.state[p]:
+                self.state[p]["signal"] = grad.clone(memory_format=torch.preserve_format)
+        signals = [self.state[p]["signal"] for p in params]
+        torch._foreach_lerp_(signals, grads, 1 - group["noise_estimation_momentum"])
+
+    def _smooth_and_adapt(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Tensor:
+        """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""
+        name = _logits_name(layout)
+        kernel = _kernel(group, name)
+        shifts = _shifts(p.grad, layout, group["kernel_size"])
+        (smoothed,) = shifts.smooth(kernel)
+        references = self._references(p, layout, smoothed.dtype)
+        derivative = three_part_loss_derivative(smoothed, *references, group["loss_weights"])
+        gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
+        group[name] = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
+        return _unfold(smoothed, layout, p.shape)
+
+    def _references(self, p: Tensor, layout: "Layout", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What the loss compares the smoothed gradient with: the gradient itself and its moving average."""
+        return _fold(p.grad, layout).to(dtype), _fold(self.state[p]["signal"], layout).to(dtype)
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """What the kernels do to the gradients in place, as 0-dim tensors; empty before the first step.
+
+        ``snr`` is the README's estimate, the sum of signal powers over the sum of noise powers; ``kernel_loss`` and
+        ``cosine_similarity`` are means over the smoothed parameters.
+        """
+        losses, powers = [], []
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and "signal" in self.state.get(p, {}):
+                    layout = _layout(p.shape, group["kernel_size"])
+                    kernel = _kernel(group, _logits_name(layout))
+                    (smoothed,) = _shifts(p.grad, layout, group["kernel_size"]).smooth(kernel)
+                    grad, signal = self._references(p, layout, smoothed.dtype)
+                    losses.append(three_part_loss(smoothed, grad, signal, group["loss_weights"]))
+                    powers.append(ema_powers(signal, grad))
+        if not losses:
+            return {}
+        signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
+        return {"snr": signal_power / noise_power, **mean_statistics(losses)}
+
+
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+Layout = Literal["matrix", "taps", "flat"]
+
+
+def _layout(shape: torch.Size, size: int) -> Layout | None:
+    """How a tensor of ``shape`` is smoothed: over its last two axes, its first two, flattened, or not at all."""
+    if len(shape) in (2, 4) and min(shape[-2:]) >= size:
+        return "matrix"
+    if len(shape) == 4 and min(shape[:2]) >= size:
+        return "taps"
+    return "flat" if shape.numel() >= size else None
+
+
+def _fold(tensor: Tensor, layout: Layout) -> Tensor:
+    """``tensor`` with the axes to smooth last."""
+    if layout == "flat":
+        return tensor.reshape(-1)
+    return tensor.permute(2, 3, 0, 1) if layout == "taps" else tensor
+
+
+def _unfold(folded: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
+    """The inverse of ``_fold``: exchanging the first two axes with the last two is its own inverse."""
+    return folded.view(shape) if layout == "flat" else _fold(folded, layout)
+
+
+def _logits_name(layout: Layout) -> str:
+    return "logits_1d" if layout == "flat" else "logits_2d"
+
+
+def _kernel(group: dict[str, Any], name: str) -> Tensor:
+    return torch.softmax(group[name], 0)
+
+
+def _shifts(grad: Tensor, layout: Layout, size: int) -> Shifts:
+    folded = _fold(grad, layout)
+    return LineShifts([folded], size) if layout == "flat" else PictureShifts([folded], size)
+
+
+def _smooth(group: dict[str, Any], layouts: dict[Tensor, Layout]) -> dict[Tensor, Tensor]:
+    """The smoothed gradient of each parameter, with the group's kernels as they are."""
+    size = group["kernel_size"]
+    flat = [p for p, layout in layouts.items() if layout == "flat"]
+    directions = smooth_flattened([p.grad for p in flat], size, _kernel(group, "logits_1d"))
+    smoothed = dict(zip(flat, directions, strict=True))
+    kernel = _kernel(group, "logits_2d")
+    folded = {p: _fold(p.grad, layout) for p, layout in layouts.items() if layout != "flat"}
+    for params in together(folded, key=lambda p: (p.device, p.grad.dtype, folded[p].shape[-1])):
+        pictures = PictureShifts([folded[p] for p in params], size).smooth(kernel)
+        for p, picture in zip(params, pictures, strict=True):
+            smoothed[p] = _unfold(picture, layouts[p], p.shape)
+    return smoothed

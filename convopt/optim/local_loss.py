@@ -1,0 +1,115 @@
+"""LocalLossConvSGD: a 1-D kernel of its own for each parameter, taught by a local loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._base import (
+    SmoothingOptimizer,
+    check_number,
+    initial_kernel,
+    mean_statistics,
+    named_params,
+)
+from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_derivative, through_normalisation
+from convopt.theory.kernels import clip_to_simplex
+from convopt.theory.smoothing import LineShifts
+
+
+class LocalLossConvSGD(SmoothingOptimizer):
+    r"""SGD with momentum on gradients that are convolved with a kernel per parameter.
+
+    Each gradient is flattened, reflect-padded and convolved; a gradient shorter than the kernel passes through.
+    After the update the parameter's kernel takes one step of gradient descent on
+
+    .. math::  L_W = -\cos(g, W * g) + \lambda\, \mathrm{Var}(W * g)
+
+    with the exact gradient through the normalisation W / sum(W), is clipped at zero and divided by its sum.
+
+    Args:
+        params: parameters or param groups.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        kernel_size: taps, odd.
+        local_lr: learning rate of the kernels.
+        lambd: :math:`\lambda`, the weight of the variance, in units of 1 / gradient squared.
+        kernel_init: "uniform", "gaussian", "binomial", "identity" or a tensor of ``kernel_size`` taps.
+
+    Raises:
+        ValueError: an option is outside its range.
+    """
+
+    _float32_state = ("kernel",)
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.9,
+        kernel_size: int = 5,
+        local_lr: float = 0.001,
+        lambd: float = 0.1,
+        kernel_init: str | Tensor = "uniform",
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "kernel_size": kernel_size,
+                "local_lr": local_lr,
+                "lambd": lambd,
+                "kernel_init": kernel_init,
+            },
+        )
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        super()._check_options(options)
+        check_number("local_lr", options["local_lr"], at_least=0)
+        check_number("lambd", options["lambd"], at_least=0)
+
+    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: self.state[p]["kernel"] for name, p in named_params(group) if "kernel" in self.state.get(p, {})}
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+        directions = []
+        for p in params:
+            if p.numel() < group["kernel_size"]:
+                directions.append(p.grad)
+                continue
+            state = self.state[p]
+            if "kernel" not in state:
+                state["kernel"] = initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1).to(p.device)
+            kernel = state["kernel"]
+            shifts = _shifts(group, p)
+            (smoothed,) = shifts.smooth(kernel)
+            directions.append(smoothed.view(p.shape))
+            derivative = local_loss_derivative(smoothed, _flat_grad(p, smoothed), group["lambd"])
+            gradient = through_normalisation(shifts.correlate([derivative]).float(), kernel)
+            state["kernel"] = clip_to_simplex(kernel - group["local_lr"] * gradient)
+        self._descend(group, params, directions)
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """Means over the smoothed parameters for the gradients in place: ``kernel_loss``, ``cosine_similarity``."""
+        losses = [
+            _local_loss(group, p, state["kernel"])
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and "kernel" in (state := self.state.get(p, {}))
+        ]
+        return mean_statistics(losses)
+
+
+def _shifts(group: dict[str, Any], p: Tensor) -> LineShifts:
+    return LineShifts([p.grad.reshape(-1)], group["kernel_size"])
+
+
+def _flat_grad(p: Tensor, smoothed: Tensor) -> Tensor:
+    return p.grad.reshape(-1).to(smoothed.dtype)
+
+
+def _local_loss(group: dict[str, Any], p: Tensor, kernel: Tensor) -> KernelLoss:
+    (smoothed,) = _shifts(group, p).smooth(kernel)
+    return local_loss(smoothed, _flat_grad(p, smoothed), group["lambd"])

@@ -1,0 +1,76 @@
+"""A history of kernels and their statistics that the user attaches to an optimizer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._base import SmoothingOptimizer
+from convopt.theory.snr import ema_powers
+
+
+class KernelRecorder:
+    """Records an optimizer's kernels, SNR, kernel loss and cosine similarity while it trains.
+
+    Optimizers keep no history, because it would grow for as long as they train. Attach a recorder for as long as
+    you want to look::
+
+        with KernelRecorder(optimizer, every=10) as recorder:
+            train(...)
+        recorder.history["kernel_1d"]
+
+    Args:
+        optimizer: ConvolutionalSGD, LocalLossConvSGD or ConvolutionalSGDv2.
+        every: steps from one entry to the next.
+        beta: factor of the EMA of gradients behind the SNR, for an optimizer that keeps none itself.
+    """
+
+    def __init__(self, optimizer: SmoothingOptimizer, every: int = 1, beta: float = 0.99):
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise ValueError(f"every must be a positive integer, got {every!r}")
+        self.every = every
+        self.beta = beta
+        self.steps = 0
+        self._entries: list[dict[str, Any]] = []
+        self._signals: dict[Tensor, Tensor] = {}
+        self._handle = optimizer.register_step_post_hook(self._record)
+
+    def __enter__(self) -> "KernelRecorder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Stop recording; what was recorded stays."""
+        self._handle.remove()
+
+    @property
+    def history(self) -> dict[str, list[Any]]:
+        """Column by column: ``step`` (ints), each kernel (nested lists of floats), each statistic (floats)."""
+        columns = {name: None for entry in self._entries for name in entry}
+        values = [
+            {name: value.tolist() if isinstance(value, Tensor) else value for name, value in entry.items()}
+            for entry in self._entries
+        ]
+        return {column: [value.get(column) for value in values] for column in columns}
+
+    @torch.no_grad()
+    def _record(self, optimizer: SmoothingOptimizer, args: Any, kwargs: Any) -> None:
+        self.steps += 1
+        statistics = optimizer.statistics() if hasattr(optimizer, "statistics") else None
+        if statistics is not None and "snr" not in statistics:
+            statistics["snr"] = self._snr(optimizer)
+        if self.steps % self.every == 0:
+            self._entries.append({"step": self.steps, **optimizer.kernels(), **(statistics or {})})
+
+    def _snr(self, optimizer: SmoothingOptimizer) -> Tensor:
+        powers = []
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    signal = self._signals.setdefault(p, p.grad.float().clone())
+                    signal.lerp_(p.grad.float(), 1 - self.beta)
+                    powers.append(ema_powers(signal, p.grad))
+        signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
+        return signal_power / noise_power

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: kernels, smoothing, kernel losses, SNR."""
