@@ -55,6 +55,16 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A difference that somebody reported: ``measure`` of the arm ``treatment`` minus that of ``control``."""
+
+    treatment: str
+    control: str
+    measure: str
+    difference: float
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A named set of runs: each arm is an optimizer in a setting, repeated over seeds.
 
@@ -62,11 +72,13 @@ class Experiment:
         name: the stem of the notebook that tells of it.
         title: one line.
         arms: (label, optimizer, setting). The label stands in tables and figures.
+        claims: what the idea's first report says of it, from one run each.
     """
 
     name: str
     title: str
     arms: tuple[tuple[str, Choice, Setting], ...]
+    claims: tuple[Claim, ...] = ()
 
     def runs(self, dataset: str = "mnist", seeds: Iterable[int] = range(10), epochs: int | None = None) -> list[Run]:
         """All runs, seed by seed so that an interrupted sweep holds whole pairs; ``epochs`` None is the setting's."""
@@ -88,7 +100,7 @@ EXPERIMENTS = {
     for experiment in (
         Experiment(
             name="06-stress-test",
-            title="Stress test: batch 8, 15 % wrong labels, 30 epochs",
+            title="Stress test: SimpleNet, batch 8, 15 % wrong labels",
             arms=(
                 ("SGD", SGD, STRESS),
                 ("Adam", ADAM, STRESS),
@@ -97,6 +109,17 @@ EXPERIMENTS = {
                 ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
                 ("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, STRESS),
                 ("ConvolutionalSGDv2 (uniform, three-part loss)", V2_THREE_PART, STRESS),
+            ),
+            claims=(
+                Claim("ConvolutionalSGD", "SGD", "best", 3.4),
+                Claim("ConvolutionalSGD", "Adam", "best", 1.7),
+                Claim("ConvolutionalSGD", "ConvolutionalSGDv2 (uniform)", "best", 1.2),
+                Claim("ConvolutionalSGDv2 (uniform)", "SGD", "final", 6.3),
+                Claim("ConvolutionalSGDv2 (uniform)", "Adam", "final", 2.3),
+                Claim("ConvolutionalSGDv2 (uniform)", "ConvolutionalSGD", "final", 2.8),
+                Claim("ConvolutionalSGDv2 (uniform)", "SGD", "stability", -0.13),
+                Claim("ConvolutionalSGDv2 (uniform)", "Adam", "stability", -0.16),
+                Claim("ConvolutionalSGD", "SGD", "stability", 0.31),
             ),
         ),
         Experiment(

@@ -2,13 +2,20 @@
 
 import os
 import platform
+import shlex
 import subprocess
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import Markdown
 
 import convopt
+
+if TYPE_CHECKING:
+    from convopt.lab.records import Record
 
 
 def collect(data_checksum: str) -> dict[str, Any]:
@@ -53,3 +60,34 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"
+
+
+def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" = ()) -> Markdown:
+    """How a page came about and how to make it again, for its last cell.
+
+    Args:
+        notebook: the notebook's stem.
+        parameters: the values this execution had.
+        records: those the page shows.
+    """
+    here = _environment()
+    given = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in parameters.items() if value != "")
+    lines = [
+        f"This page was executed at commit `{here['commit']}` with convopt {here['convopt']}, torch {here['torch']}, "
+        f"Python {here['python']} on {here['system']} ({here['processor']}, {here['cores']} cores).",
+    ]
+    records = list(records)
+    if records:
+        sources = {name: sorted({str(record.provenance[name]) for record in records}) for name in records[0].provenance}
+        datasets = sorted({record.run.dataset for record in records})
+        lines.append(
+            f"Its {len(records)} records are of {', '.join(datasets)} (SHA-256 of the raw data "
+            f"{', '.join(f'`{checksum[:12]}…`' for checksum in sources['data'])}), made at commit "
+            f"{', '.join(f'`{commit}`' for commit in sources['commit'])} with torch {', '.join(sources['torch'])} "
+            f"on {', '.join(sources['processor'])}."
+        )
+    lines += [
+        f"The same page again: `papermill notebooks/{notebook}.ipynb out.ipynb{given}`",
+        f"In minutes, on the embedded digits: `convopt notebooks {notebook} --profile quick`",
+    ]
+    return Markdown("\n".join(f"- {line}" for line in lines))

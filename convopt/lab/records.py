@@ -14,6 +14,17 @@ import pandas as pd
 
 from convopt.lab.runs import Run
 
+CURVES = (
+    "train_loss",
+    "gradient_norm",
+    "test_loss",
+    "test_accuracy",
+    "validation_accuracy",
+    "seconds_training",
+    "seconds_evaluation",
+)
+"""What is recorded per epoch: losses in nats, accuracies from 0 to 1, the mean gradient norm, seconds."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -22,8 +33,7 @@ class Record:
     Attributes:
         run: its configuration.
         status: "finished", or "diverged" where a loss was not finite.
-        curves: one value per completed epoch under each name: train_loss and test_loss in nats; test_accuracy and
-            validation_accuracy, 0 to 1; gradient_norm, the epoch's mean; seconds_training and seconds_evaluation.
+        curves: under each name of ``CURVES`` one value per completed epoch.
         kernels: the optimizer's kernels by name, before training and after each completed epoch.
         confirmation_accuracy: 0 to 1, on test pictures that are looked at once, in the last epoch; or None.
         provenance: see ``provenance.collect``.
@@ -66,23 +76,25 @@ class Record:
 
 
 class Store:
-    """A folder of records: ``<id>.json``, one per run, and ``*.parquet``, tables of many.
+    """A folder of records, ``<id>.json``, one per run; optionally on top of a table of published records.
 
     A record that does not parse is reported by name in a warning and counts as absent, so that its run is run
     again.
 
     Args:
         folder: made when the first record is written.
+        published: a table made by ``write_table``, only read; one that does not exist counts as empty.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, published: Path | None = None):
         self.folder = Path(folder)
-        self._tables: dict[str, Record] | None = None
+        self._published = {record.run: record for record in read_table(published)} if _exists(published) else {}
 
     def load(self, run: Run) -> Record | None:
         """The record of ``run``, or None."""
         path = self._path(run)
-        return (_read_json(path) if path.exists() else None) or self._from_tables().get(run.id)
+        record = _read_json(path) if path.exists() else None
+        return record or self._published.get(run)
 
     def save(self, record: Record) -> None:
         """Write a record so that a crash at any moment leaves the old file, the new one, or none."""
@@ -90,22 +102,16 @@ class Store:
         write_atomically(self._path(record.run), json.dumps(record.to_json()).encode())
 
     def records(self) -> list[Record]:
-        """All records; where a run has two, the JSON file's."""
-        found = dict(self._from_tables())
-        for path in sorted(self.folder.glob("*.json")):
-            record = _read_json(path)
-            if record is not None:
-                found[record.run.id] = record
-        return list(found.values())
+        """All records; of a run that has two, the one in the folder."""
+        own = [record for path in sorted(self.folder.glob("*.json")) if (record := _read_json(path)) is not None]
+        return list({**self._published, **{record.run: record for record in own}}.values())
 
     def _path(self, run: Run) -> Path:
         return self.folder / f"{run.id}.json"
 
-    def _from_tables(self) -> dict[str, Record]:
-        if self._tables is None:
-            records = [record for path in sorted(self.folder.glob("*.parquet")) for record in read_table(path)]
-            self._tables = {record.run.id: record for record in records}
-        return self._tables
+
+def _exists(path: Path | None) -> bool:
+    return path is not None and path.exists()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -133,7 +139,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 "optimizer": record.run.optimizer.name,
                 "seed": record.run.seed,
                 "confirmation_accuracy": record.confirmation_accuracy,
-                **record.curves,
+                **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "kernels", "provenance")},
             }
         )
@@ -143,11 +149,9 @@ def write_table(records: Iterable[Record], path: Path) -> None:
 
 def read_table(path: Path) -> list[Record]:
     """The records of a table written by ``write_table``."""
-    frame = pd.read_parquet(path)
-    known = {"id", "status", "optimizer", "seed", "confirmation_accuracy", "run", "kernels", "provenance"}
     records = []
-    for row in frame.to_dict("records"):
-        curves = {name: row[name].tolist() for name in frame.columns if name not in known and row[name] is not None}
+    for row in pd.read_parquet(path).to_dict("records"):
+        curves = {name: row[name].tolist() for name in CURVES if row.get(name) is not None}
         confirmation = row["confirmation_accuracy"]
         records.append(
             Record.from_json(

@@ -1,5 +1,6 @@
 """Running many runs on all cores or on a Dask cluster, resumable after any interruption."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -54,7 +55,13 @@ def _on_cluster(runs: list[Run], workers: int, scheduler: str | None) -> Iterabl
 
     local = None
     if scheduler is None:
-        local = LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
+        local = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=":0",  # any free port: a second sweep must not complain of the first
+            silence_logs=logging.ERROR,
+        )
     try:
         with Client(scheduler or local) as client:
             futures = [client.submit(train, run, key=f"train-{run.id}", pure=True) for run in runs]

@@ -36,7 +36,7 @@ def train(run: Run) -> Record:
     A run whose loss is not finite ends at once; its record has status "diverged" and the epochs it completed.
     """
     dataset = data.load(run.dataset)
-    with _one_thread():
+    with one_thread():
         return _train(run, dataset)
 
 
@@ -69,6 +69,28 @@ def epochs(run: Run, split: data.Split) -> Iterator[list[tuple[Tensor, Tensor]]]
         yield list(zip(split.x[order].split(run.batch_size), split.y[order].split(run.batch_size), strict=True))
 
 
+def train_epoch(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
+) -> tuple[float, float] | None:
+    """Mean loss and mean gradient norm over the batches; None if a loss was not finite."""
+    model.train()
+    takes_loss = run.optimizer.name in WITH_LOSS
+    params = list(model.parameters())
+    total_loss, total_norm = 0.0, torch.zeros(())
+    for x, y in batches:
+        for p in params:
+            p.grad = None
+        loss = F.cross_entropy(model(x), y)
+        value = loss.item()
+        if not math.isfinite(value):
+            return None
+        loss.backward()
+        total_loss += value
+        total_norm += torch.stack([torch.dot(g, g) for g in (p.grad.reshape(-1) for p in params)]).sum().sqrt()
+        optimizer.step(**({"loss": value} if takes_loss else {}))
+    return total_loss / len(batches), total_norm.item() / len(batches)
+
+
 def _train(run: Run, dataset: data.Dataset) -> Record:
     model = make_model(run, dataset)
     optimizer = make_optimizer(run, model)
@@ -81,7 +103,7 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     status, confirmation = "finished", None
     for epoch, batches in enumerate(epochs(run, train_split), start=1):
         start = time.perf_counter()
-        outcome = _train_epoch(run, model, optimizer, batches)
+        outcome = train_epoch(run, model, optimizer, batches)
         if outcome is None:
             status = "diverged"
             break
@@ -112,28 +134,6 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     )
 
 
-def _train_epoch(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
-) -> tuple[float, float] | None:
-    """Mean loss and mean gradient norm over the batches; None if a loss was not finite."""
-    model.train()
-    takes_loss = run.optimizer.name in WITH_LOSS
-    params = list(model.parameters())
-    total_loss, total_norm = 0.0, torch.zeros(())
-    for x, y in batches:
-        for p in params:
-            p.grad = None
-        loss = F.cross_entropy(model(x), y)
-        value = loss.item()
-        if not math.isfinite(value):
-            return None
-        loss.backward()
-        total_loss += value
-        total_norm += torch.stack([torch.dot(g, g) for g in (p.grad.reshape(-1) for p in params)]).sum().sqrt()
-        optimizer.step(**({"loss": value} if takes_loss else {}))
-    return total_loss / len(batches), total_norm.item() / len(batches)
-
-
 @torch.no_grad()
 def evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy, 0 to 1, in evaluation mode."""
@@ -149,7 +149,7 @@ def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One torch thread: runs go to all cores side by side, and results do not depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

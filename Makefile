@@ -1,0 +1,63 @@
+# `make help` lists the commands. Each does the set-up that it needs.
+
+PYTHON ?= python3
+# published: tables from the published records; quick: everything live on the embedded digits, in minutes
+PROFILE ?= published
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
+PACKAGE := $(shell find convopt -name '*.py')
+RECORDS := $(wildcard book/records/*.parquet)
+PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/assets/*)
+HTML := book/_build/html/index.html
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab book test test-all lint clean FORCE
+.DELETE_ON_ERROR:
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make .venv with the pinned versions
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --constraint constraints.txt --editable '.[lab,test]'
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name 'Python 3 (convopt)'
+	touch $@
+
+lab: setup  ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir=. notebooks/01-idea.ipynb
+
+book: $(HTML)  ## build the report (PROFILE=quick: all of it live on the embedded digits)
+	@echo "The book is at $(HTML)"
+
+$(HTML): $(EXECUTED) $(PAGES) $(RECORDS)
+	$(BIN)/jupyter-book build book --all --nitpick --warningiserror --keep-going
+	touch $@
+
+book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY)
+	$(BIN)/convopt notebooks $* --profile $(PROFILE) --output book/executed
+
+# Changes only when the profile does, so that switching it executes the notebooks again.
+book/executed/.profile: FORCE
+	@mkdir -p book/executed
+	@echo '$(PROFILE)' | cmp -s - $@ || echo '$(PROFILE)' > $@
+
+test: $(READY)  ## run the tests, except the slow ones
+	$(BIN)/pytest -n auto
+
+test-all: $(READY)  ## run all tests
+	$(BIN)/pytest -n auto -m ''
+
+lint: $(READY)  ## check style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+clean:  ## remove what was built, but not .venv, runs or data
+	rm -rf book/_build book/executed .pytest_cache .ruff_cache .hypothesis

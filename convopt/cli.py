@@ -1,0 +1,155 @@
+"""The ``convopt`` command: a thin layer over ``convopt.lab``."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import convopt
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status: 0, 1 for a failure, 2 for a bad argument, 130 when interrupted."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.command(options)
+    except ModuleNotFoundError as error:
+        return _complain(f"{error}. The experiments need more than the optimizers: pip install 'convopt[lab]'", 1)
+    except (ValueError, FileNotFoundError) as error:
+        return _complain(str(error), 2)
+    except RuntimeError as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; finished runs are kept, the same command goes on from there", 130)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"convopt: error: {message}", file=sys.stderr)
+    return status
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog="convopt", description=convopt.__doc__)
+    parser.add_argument("--version", action="version", version=f"convopt {convopt.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = commands.add_parser("run", help="train what an experiment lacks and print its table")
+    _add_experiment(run)
+    run.add_argument("--dataset", choices=("mnist", "digits"), default="mnist", help="default: mnist")
+    run.add_argument("--seeds", type=_positive, default=10, metavar="N", help="paired seeds 0 to N-1; default: 10")
+    run.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
+    _add_store(run)
+    run.add_argument("--jobs", type=_positive, metavar="N", help="worker processes; default: one per core")
+    run.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler to use in their place")
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="print an experiment's table from records")
+    _add_experiment(report)
+    _add_store(report)
+    report.set_defaults(command=_report)
+
+    publish = commands.add_parser("publish", help="write the table of published runs from a store")
+    publish.add_argument("--store", metavar="DIR", default="runs", help="default: runs")
+    publish.set_defaults(command=_publish)
+
+    notebooks = commands.add_parser("notebooks", help="execute notebooks with papermill")
+    notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
+    notebooks.add_argument("--profile", choices=("published", "quick"), default="published", help="default: published")
+    notebooks.add_argument(
+        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="may be repeated"
+    )
+    notebooks.add_argument("--output", type=Path, default=Path("executed"), metavar="DIR", help="default: executed")
+    notebooks.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="per cell; default: 7200")
+    notebooks.set_defaults(command=_notebooks)
+    return parser
+
+
+def _add_experiment(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="for example 06-stress-test")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store", metavar="DIR", help="folder of records; default: ./runs on top of the published records"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from convopt.lab import experiments, sweep, workspace
+
+    experiment = experiments.find(options.experiment)
+    store = workspace.open_store(options.store)
+    runs = experiment.runs(options.dataset, range(options.seeds), options.epochs)
+    _print_report(options, experiment, sweep.sweep(runs, store, options.jobs, options.scheduler))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from convopt.lab import experiments, workspace
+
+    experiment = experiments.find(options.experiment)
+    if options.store and not Path(options.store).is_dir():
+        raise ValueError(f"store must be a folder of records, got {options.store!r}")
+    _print_report(options, experiment, workspace.open_store(options.store).records())
+    return 0
+
+
+def _print_report(options: argparse.Namespace, experiment: Any, records: list[Any]) -> None:
+    from convopt.lab import report
+
+    rows = report.rows(experiment, records)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        print(experiment.title)
+        print(", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items()))
+        print(report.table(rows).to_string(index=False))
+        print("Means over seeds with 95 % intervals; best and final on the first 1000 test pictures.")
+    else:
+        print(f"There are no records of {experiment.name} yet; `convopt run {experiment.name}` makes them.")
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from convopt.lab import experiments, records, workspace
+
+    published = workspace.project_folder() / workspace.PUBLISHED
+    store = records.Store(options.store, published=published)
+    runs = {run: None for experiment in experiments.EXPERIMENTS.values() for run in experiment.runs()}
+    found = [record for run in runs if (record := store.load(run)) is not None]
+    if len(found) < len(runs):
+        raise RuntimeError(
+            f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
+            "`convopt run EXPERIMENT` makes them"
+        )
+    records.write_table(found, published)
+    print(f"{len(found)} records -> {published}")
+    return 0
+
+
+def _notebooks(options: argparse.Namespace) -> int:
+    from convopt.lab import notebooks
+
+    names = [name.removesuffix(".ipynb") for name in options.names]
+    given = dict(options.parameter)
+    notebooks.execute_all(names, given, options.profile, options.output.resolve(), options.timeout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

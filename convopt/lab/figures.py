@@ -1,0 +1,176 @@
+"""The figures of the notebooks, in colours that colour-blind readers tell apart, on a white ground."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from convopt.lab.records import Record
+from convopt.lab.report import by_seed
+from convopt.lab.stats import mean_interval
+from convopt.theory import kernels
+from convopt.theory.smoothing import smooth
+
+OKABE_ITO = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+
+plt.rcParams.update(
+    {
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "font.size": 10,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+AXIS_LABELS = {
+    "test_accuracy": "test accuracy (%)",
+    "gradient_norm": "mean gradient norm",
+    "train_loss": "training loss (nats)",
+    "best": "best test accuracy (%)",
+    "final": "final test accuracy (%)",
+    "stability": "stability (std of gradient norm; lower is steadier)",
+}
+
+
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label, in order."""
+    return {label: OKABE_ITO[i % len(OKABE_ITO)] for i, label in enumerate(labels)}
+
+
+def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
+    """One panel per per-epoch measure: every seed thin, the mean bold, its 95 % interval as a band."""
+    figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 3.6), squeeze=False)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        scale = 100 if measure.endswith("accuracy") else 1
+        for label, colour in colours(arms).items():
+            finished = [record for record in arms[label] if record.status == "finished"]
+            if finished:
+                _band(axes, [scale * np.array(record.curves[measure]) for record in finished], colour, label)
+        axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _band(axes: Axes, series: list[np.ndarray], colour: str, label: str, start: int = 1) -> None:
+    epochs = np.arange(start, start + len(series[0]))
+    for values in series:
+        axes.plot(epochs, values, color=colour, alpha=0.2, linewidth=0.6)
+    intervals = [mean_interval(column) for column in zip(*series, strict=True)]
+    axes.plot(epochs, [interval.mean for interval in intervals], color=colour, linewidth=2, label=label)
+    if len(series) > 1:
+        low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
+    """One panel per measure, one line per arm: every seed a faint dot, the mean with its 95 % interval."""
+    figure, panels = plt.subplots(
+        1, len(measures), figsize=(4.2 * len(measures), 0.45 * len(arms) + 1.4), sharey=True, squeeze=False
+    )
+    labels = list(arms)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        for row, (label, colour) in enumerate(colours(labels).items()):
+            values = list(by_seed(arms[label], measure).values())
+            if not values:
+                continue
+            interval = mean_interval(values)
+            axes.scatter(values, [row] * len(values), color=colour, alpha=0.25, s=14, linewidths=0)
+            axes.plot(interval.mean, row, "o", color=colour, markersize=7)
+            if interval.low is not None:
+                axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+        axes.set(xlabel=AXIS_LABELS[measure])
+        axes.set_yticks(range(len(labels)), labels)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
+    """One panel per arm: each tap of a 1-D kernel over the epochs, every seed thin, the mean bold."""
+    figure, panels = plt.subplots(1, len(arms), figsize=(3.4 * len(arms), 3.2), sharey=True, squeeze=False)
+    for (label, records), axes in zip(arms.items(), panels[0], strict=True):
+        taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in records])
+        centre = taps.shape[-1] // 2
+        for tap in range(taps.shape[-1]):
+            name = "centre" if tap == centre else f"{tap - centre:+d}"
+            _band(axes, list(taps[:, :, tap]), OKABE_ITO[tap % len(OKABE_ITO)], name, start=0)
+        axes.set(xlabel="epoch", title=label)
+        axes.title.set_fontsize(9)
+    panels[0][0].set_ylabel("tap")
+    panels[0][-1].legend(title="distance", frameon=False, fontsize=8)
+    return figure
+
+
+def kernel_pictures(kernels_by_title: dict[str, Sequence[Sequence[float]]]) -> Figure:
+    """2-D kernels side by side on one colour scale, each tap's value written into it."""
+    figure, panels = plt.subplots(1, len(kernels_by_title), figsize=(3.1 * len(kernels_by_title), 3.3), squeeze=False)
+    top = max(np.max(kernel) for kernel in kernels_by_title.values())
+    for (title, kernel), axes in zip(kernels_by_title.items(), panels[0], strict=True):
+        axes.imshow(kernel, cmap="cividis", vmin=0, vmax=top)
+        for (row, column), value in np.ndenumerate(np.array(kernel)):
+            shade = "black" if value > top / 2 else "white"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
+        axes.set(title=title, xticks=[], yticks=[])
+        axes.title.set_fontsize(9)
+        axes.grid(visible=False)
+    return figure
+
+
+def smoothing(gradient: Tensor, kernel_name: str, size: int) -> Figure:
+    """A gradient before and after smoothing, and the kernel's frequency response.
+
+    ``gradient`` is a vector; ``kernel_name`` one of ``kernels.NAMED_KERNELS``.
+    """
+    kernel = kernels.NAMED_KERNELS[kernel_name](size)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1))
+    left.plot(gradient, color=OKABE_ITO[2], linewidth=1.2, label="gradient g")
+    left.plot(smooth(gradient, kernel), color=OKABE_ITO[4], linewidth=2, label="smoothed W * g")
+    left.set(xlabel="element", ylabel="value", title=f"{kernel_name} kernel, {size} taps")
+    left.legend(frameon=False)
+    response(right, {kernel_name: kernel})
+    return figure
+
+
+def response(axes: Axes, named: dict[str, Tensor]) -> None:
+    """The frequency responses of 1-D kernels; where one is negative, the step goes uphill."""
+    frequencies = torch.linspace(0, torch.pi, 200)
+    for (name, kernel), colour in zip(named.items(), OKABE_ITO[4:] + OKABE_ITO[:4], strict=False):
+        values = kernels.frequency_response(kernel, frequencies)
+        axes.plot(frequencies / torch.pi, values, color=colour, linewidth=2, label=name)
+        axes.fill_between(frequencies / torch.pi, values, 0, where=(values < 0).numpy(), color=colour, alpha=0.25)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(
+        xlabel="frequency (fraction of the highest)", ylabel="response", title="frequency response", ylim=(-0.45, 1.05)
+    )
+
+
+def to_html(figure: Figure, alt: str) -> HTML:
+    """The figure as a picture with alternative text inside the page, for glueing into another page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return HTML(f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="max-width: 100%">')
+
+
+def histories(columns: dict[str, dict[str, list[float]]], ylabels: dict[str, str]) -> Figure:
+    """One panel per quantity of recorders' histories, one line per optimizer, against the step."""
+    figure, panels = plt.subplots(1, len(ylabels), figsize=(3.6 * len(ylabels), 3), squeeze=False)
+    for (quantity, ylabel), axes in zip(ylabels.items(), panels[0], strict=True):
+        for (label, history), colour in zip(columns.items(), OKABE_ITO[3:], strict=False):
+            axes.plot(history["step"], history[quantity], color=colour, label=label)
+        axes.set(xlabel="step", ylabel=ylabel)
+    panels[0][0].legend(frameon=False, fontsize=8)
+    return figure
