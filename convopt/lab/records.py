@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-import tempfile
+import uuid
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -116,15 +116,15 @@ def _exists(path: Path | None) -> bool:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to a temporary file beside ``path`` and rename it there."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_table(records: Iterable[Record], path: Path) -> None:

@@ -1,0 +1,28 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+
+# Test set-up only: where a development machine keeps MNIST beside the checkout.
+_BESIDE = ROOT.parent / "shared" / "data"
+if "CONVOPT_DATA" not in os.environ and (_BESIDE / "MNIST").is_dir():
+    os.environ["CONVOPT_DATA"] = str(_BESIDE)
+
+settings.register_profile("convopt", deadline=None, max_examples=40)
+settings.load_profile("convopt")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """The folder that holds MNIST/raw; tests that need it are skipped where it is absent."""
+    from convopt.lab import data
+
+    folder = data.data_folder()
+    if not all((folder / "MNIST" / "raw" / name).is_file() for name in data.MNIST_FILES):
+        pytest.skip(f"MNIST is not under {folder}; set CONVOPT_DATA to test with it")
+    return folder
