@@ -87,10 +87,8 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         check_number("kernel_lr", options["kernel_lr"], at_least=0)
         check_number("noise_estimation_momentum", options["noise_estimation_momentum"], at_least=0, below=1)
         weights = options["loss_weights"]
-        if not isinstance(weights, tuple | list) or len(weights) != 3:
-            raise ValueError(f"loss_weights must be (direction, signal, smoothness), got {weights!r}")
-        for weight in weights:
-            check_number("loss_weights", weight, at_least=0)
+        if not (isinstance(weights, tuple | list) and len(weights) == 3 and all(weight >= 0 for weight in weights)):
+            raise ValueError(f"loss_weights must be (direction, signal, smoothness), none negative, got {weights!r}")
         every = options["kernel_update_every"]
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise ValueError(f"kernel_update_every must be a positive integer, got {every!r}")
@@ -127,8 +125,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         for p, grad in zip(params, grads, strict=True):
             if "signal" not in self.state[p]:
                 self.state[p]["signal"] = grad.clone(memory_format=torch.preserve_format)
-        signals = [self.state[p]["signal"] for p in params]
-        torch._foreach_lerp_(signals, grads, 1 - group["noise_estimation_momentum"])
+        if params:
+            signals = [self.state[p]["signal"] for p in params]
+            torch._foreach_lerp_(signals, grads, 1 - group["noise_estimation_momentum"])
 
     def _smooth_and_adapt(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Tensor:
         """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""

@@ -1,0 +1,278 @@
+"""What every optimizer of this package does alike: closures, groups, dtypes, refusals."""
+
+import copy
+
+import pytest
+import torch
+from optimizers import OPTIMIZERS, batches, convolutional_model, for_each_optimizer, train
+from torch import nn
+from torch.nn import Parameter
+
+from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD
+from convopt.lab import data, models
+
+
+def weights(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+WAYS = ["loss tensor", "loss float", "loss only closure", "full closure", "float closure"]
+
+
+@for_each_optimizer
+def test_it_learns_the_digits(optimizer_class):
+    dataset = data.load("digits")
+    torch.manual_seed(0)
+    model = models.SimpleNet(64, 32, 10)
+    optimizer = optimizer_class(model.parameters(), lr=0.01, momentum=0.9, kernel_size=3)
+    split = dataset.train
+    train(model, optimizer, [(split.x[i], split.y[i]) for _ in range(6) for i in torch.randperm(1200).split(8)])
+    accuracy = (model(dataset.test.x).argmax(1) == dataset.test.y).float().mean()
+    assert accuracy > 0.8
+
+
+@for_each_optimizer
+@pytest.mark.parametrize("way_given", WAYS)
+def test_the_loss_can_be_given_in_every_way_with_one_result(optimizer_class, way_given):
+    x, y = batches(1)[0]
+    outcomes = []
+    for way in ("loss tensor", way_given):
+        model = convolutional_model()
+        optimizer = optimizer_class(model.parameters())
+        loss_of = lambda model=model: nn.functional.cross_entropy(model(x), y)  # noqa: E731
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss = loss_of()
+            loss.backward()
+            calls = []
+
+            def full(optimizer=optimizer, loss_of=loss_of, calls=calls):
+                assert torch.is_grad_enabled()
+                calls.append(1)
+                optimizer.zero_grad()
+                loss = loss_of()
+                loss.backward()
+                return loss
+
+            returned = {
+                "loss tensor": lambda optimizer=optimizer, loss=loss: optimizer.step(loss=loss),
+                "loss float": lambda optimizer=optimizer, loss=loss: optimizer.step(loss=loss.item()),
+                "loss only closure": lambda optimizer=optimizer, loss_of=loss_of: optimizer.step(loss_of),
+                "full closure": lambda optimizer=optimizer, full=full: optimizer.step(full),
+                "float closure": lambda optimizer=optimizer, loss_of=loss_of: optimizer.step(lambda: loss_of().item()),
+            }[way]()
+            assert float(torch.as_tensor(returned).detach()) == pytest.approx(loss.item())
+            assert len(calls) == (way == "full closure")
+        outcomes.append(weights(optimizer))
+    reference, outcome = outcomes
+    for a, b in zip(reference, outcome, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@for_each_optimizer
+def test_gradients_are_left_as_they_are(optimizer_class):
+    model = convolutional_model()
+    optimizer = optimizer_class(model.parameters())
+    for x, y in batches(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        before = [p.grad.clone() for p in model.parameters()]
+        optimizer.step(loss=1.0)
+        assert same(before, [p.grad for p in model.parameters()])
+
+
+@for_each_optimizer
+def test_parameters_without_a_gradient_stay(optimizer_class):
+    used, unused = Parameter(torch.randn(9, 9)), Parameter(torch.randn(9, 9))
+    used.grad = torch.randn(9, 9)
+    optimizer = optimizer_class([unused, used])
+    before = weights(optimizer)
+    optimizer.step(loss=1.0)
+    assert torch.equal(unused, before[0])
+    assert not torch.equal(used, before[1])
+
+
+@for_each_optimizer
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes_follow_float32(optimizer_class, dtype):
+    start, grads = torch.randn(9, 12), [torch.randn(9, 12) for _ in range(6)]
+    outcomes = []
+    for each in (torch.float32, dtype):
+        p = Parameter(start.clone().to(each))
+        optimizer = optimizer_class([p], lr=0.01, momentum=0.9)
+        for grad in grads:
+            p.grad = grad.to(each)
+            optimizer.step(loss=1.0)
+        assert p.dtype == each
+        assert all(kernel.dtype == torch.float32 for kernel in optimizer.kernels().values())
+        outcomes.append(p.detach().float())
+    tolerance = 1e-5 if dtype == torch.float64 else 0.02
+    torch.testing.assert_close(*outcomes, rtol=tolerance, atol=tolerance)
+
+
+@for_each_optimizer
+def test_memory_layout_makes_no_difference(optimizer_class):
+    start, grads = torch.randn(6, 8, 3, 3), [torch.randn(6, 8, 3, 3) for _ in range(6)]
+    layouts = [
+        lambda t: t.clone(),
+        lambda t: t.clone(memory_format=torch.channels_last),
+        lambda t: t.clone().permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+    ]
+    outcomes = []
+    for layout in layouts:
+        p = Parameter(layout(start))
+        optimizer = optimizer_class([p], kernel_size=3)
+        for grad in grads:
+            p.grad = layout(grad)
+            optimizer.step(loss=1.0)
+        outcomes.append(p.detach().contiguous())
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0])
+
+
+@for_each_optimizer
+def test_options_are_honoured_per_group(optimizer_class):
+    first, second = Parameter(torch.randn(9, 9)), Parameter(torch.randn(9, 9))
+    second.data.copy_(first)
+    first.grad = torch.randn(9, 9)
+    second.grad = first.grad.clone()
+    groups = [{"params": [first], "lr": 0.1}, {"params": [second], "kernel_size": 3, "kernel_init": "gaussian"}]
+    optimizer = optimizer_class(groups, lr=0.2)
+    start = first.detach().clone()
+    optimizer.step(loss=1.0)
+    alone = [Parameter(start.clone()), Parameter(start.clone())]
+    for p, options in zip(alone, ({"lr": 0.1}, {"lr": 0.2, "kernel_size": 3, "kernel_init": "gaussian"}), strict=True):
+        p.grad = first.grad.clone()
+        optimizer_class([p], **options).step(loss=1.0)
+    torch.testing.assert_close([first, second], alone)
+    assert all(name.startswith(("0/", "1/")) for name in optimizer.kernels())
+
+
+@for_each_optimizer
+def test_a_tensor_learning_rate_is_the_same_as_a_float(optimizer_class):
+    outcomes = []
+    for lr in (0.05, torch.tensor(0.05)):
+        model = convolutional_model()
+        train(model, optimizer_class(model.parameters(), lr=lr), batches(6))
+        outcomes.append(list(model.parameters()))
+    torch.testing.assert_close(*outcomes)
+
+
+@for_each_optimizer
+def test_a_step_reads_no_value_back_from_the_device(optimizer_class, monkeypatch):
+    model = convolutional_model()
+    optimizer = optimizer_class(model.parameters())
+    (x, y) = batches(1)[0]
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+
+    def refuse(*_):
+        raise AssertionError("a value was read back")
+
+    for name in ("item", "tolist", "numpy", "__bool__", "__float__", "__int__"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for _ in range(6):
+        optimizer.step(loss=loss)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@for_each_optimizer
+def test_on_cuda_it_does_the_same(optimizer_class):
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        model = convolutional_model().to(device)
+        train(model, optimizer_class(model.parameters()), [(x.to(device), y.to(device)) for x, y in batches(6)])
+        outcomes.append([p.detach().cpu() for p in model.parameters()])
+    torch.testing.assert_close(*outcomes, rtol=1e-3, atol=1e-4)
+
+
+BAD_OPTIONS = [
+    ("lr", -0.1),
+    ("lr", float("nan")),
+    ("lr", "fast"),
+    ("momentum", 1.0),
+    ("momentum", -0.1),
+    ("kernel_size", 4),
+    ("kernel_size", 0),
+    ("kernel_size", -3),
+    ("kernel_size", 3.0),
+    ("kernel_init", "triangle"),
+    ("kernel_init", torch.zeros(5)),
+    ("kernel_init", torch.tensor([1.0, -3, 1, 0, 0])),
+    ("kernel_init", torch.ones(4)),
+    ("kernel_init", torch.full((5,), float("inf"))),
+]
+OWN_BAD_OPTIONS = [
+    (ConvolutionalSGD, "kernel_lr", -1.0),
+    (LocalLossConvSGD, "local_lr", -1.0),
+    (LocalLossConvSGD, "lambd", -1.0),
+    (ConvolutionalSGDv2, "kernel_lr", -1.0),
+    (ConvolutionalSGDv2, "noise_estimation_momentum", 1.0),
+    (ConvolutionalSGDv2, "kernel_update_every", 0),
+    (ConvolutionalSGDv2, "loss_weights", (1.0, 2.0)),
+    (ConvolutionalSGDv2, "loss_weights", (1.0, 2.0, -1.0)),
+]
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "name", "value"),
+    [(optimizer_class, *bad) for optimizer_class in OPTIMIZERS for bad in BAD_OPTIONS] + OWN_BAD_OPTIONS,
+)
+def test_a_bad_option_is_refused_by_name_and_value(optimizer_class, name, value):
+    p = Parameter(torch.randn(9))
+    with pytest.raises(ValueError, match=name) as error:
+        optimizer_class([p], **{name: value})
+    assert str(value) in str(error.value) or repr(value) in str(error.value)
+    optimizer = optimizer_class([p])
+    with pytest.raises(ValueError, match=name):
+        optimizer.add_param_group({"params": [Parameter(torch.randn(9))], name: value})
+    assert len(optimizer.param_groups) == 1
+
+
+def sparse_gradient() -> Parameter:
+    p = Parameter(torch.randn(9, 9))
+    p.grad = torch.randn(9, 9).to_sparse()
+    return p
+
+
+def complex_gradient() -> Parameter:
+    p = Parameter(torch.randn(9, 9, dtype=torch.complex64))
+    p.grad = torch.randn(9, 9, dtype=torch.complex64)
+    return p
+
+
+@for_each_optimizer
+@pytest.mark.parametrize(("make", "word"), [(sparse_gradient, "sparse"), (complex_gradient, "complex")])
+def test_sparse_and_complex_gradients_are_refused_before_anything_changes(optimizer_class, make, word):
+    dense = Parameter(torch.randn(9, 9))
+    dense.grad = torch.randn(9, 9)
+    optimizer = optimizer_class([{"params": [dense]}, {"params": [make()]}])
+    before, state = weights(optimizer), copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(RuntimeError, match=word):
+        optimizer.step(loss=1.0)
+    assert same(before, weights(optimizer))
+    assert optimizer.state_dict()["state"] == state == {}
+
+
+@for_each_optimizer
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"closure": lambda: 1.0, "loss": 1.0}, ValueError),
+        ({"loss": "low"}, TypeError),
+        ({"loss": torch.ones(2)}, TypeError),
+        ({"closure": lambda: [1.0]}, TypeError),
+    ],
+)
+def test_an_unclear_loss_is_refused_before_anything_changes(optimizer_class, arguments, error):
+    p = Parameter(torch.randn(9, 9))
+    p.grad = torch.randn(9, 9)
+    optimizer = optimizer_class([p])
+    before = weights(optimizer)
+    with pytest.raises(error, match="loss"):
+        optimizer.step(**arguments)
+    assert same(before, weights(optimizer))
