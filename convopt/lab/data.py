@@ -139,8 +139,9 @@ def _read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         try:
             datasets.MNIST(str(root), download=True)
         except (RuntimeError, OSError, urllib.error.URLError) as error:
+            reason = str(error).splitlines()[0].rstrip(":")
             raise DataError(
-                f"MNIST is not under {raw} (missing: {', '.join(missing)}) and could not be downloaded ({error}). "
+                f"MNIST is not under {raw} (missing: {', '.join(missing)}) and could not be downloaded ({reason}). "
                 "Either put the four uncompressed files there or set CONVOPT_DATA to the folder that holds "
                 "MNIST/raw; or go on without MNIST by choosing the dataset 'digits', which is built in."
             ) from error

@@ -1,0 +1,140 @@
+"""Notebooks are committed clean, listed in the book, and executed strictly, in a real kernel."""
+
+import nbformat
+import pytest
+import yaml
+from conftest import ROOT
+
+from convopt.lab import notebooks
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestCommitted:
+    def test_without_outputs(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert not cell.outputs
+                assert cell.execution_count is None
+
+    def test_listed_in_the_table_of_contents(self, path):
+        toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+        files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
+        assert f"executed/{path.stem}" in files
+
+    def test_with_typed_and_commented_parameters(self, path):
+        cells = nbformat.read(path, as_version=4).cells
+        (parameters,) = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        for line in parameters.source.splitlines():
+            assert ": " in line.split("=")[0], line
+            assert "  # " in line, line
+
+    def test_ending_with_provenance(self, path):
+        last = nbformat.read(path, as_version=4).cells[-1]
+        assert "provenance" in last.metadata.get("tags", [])
+        assert f'provenance.page("{path.stem}"' in last.source
+
+    def test_opening_with_what_it_teaches_needs_and_takes(self, path):
+        first = nbformat.read(path, as_version=4).cells[0].source
+        assert all(heading in first for heading in ("**What you will learn:**", "**You need:**", "**Running time:**"))
+
+    def test_figures_with_alternative_text(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code" and "figure = figures." in cell.source:
+                assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
+
+
+def write(path, *sources, parameters=None):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    if parameters:
+        cells.insert(0, nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder with one notebook that works and one that fails."""
+    for folder in ("notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    write(
+        tmp_path / "notebooks" / "01-good.ipynb",
+        "print(f'{seeds=} {dataset=}')",
+        parameters="seeds: int = 7\ndataset: str = 'mnist'",
+    )
+    write(tmp_path / "notebooks" / "02-bad.ipynb", "print('before')", "1 / 0", "print('after')")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def printed(path) -> str:
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+
+
+def test_parameters_and_profile_reach_the_notebook_and_folders_are_made(project):
+    output = project / "new" / "folder"
+    (done,) = notebooks.execute_all(["01-good"], {"seeds": "3"}, "quick", output, timeout=60)
+    assert done == output / "01-good.ipynb"
+    assert "seeds=3 dataset='digits'" in printed(done)
+
+
+def test_a_failing_notebook_is_kept_and_an_error_and_the_earlier_one_is_done(project):
+    output = project / "executed"
+    with pytest.raises(notebooks.NotebookError, match=r"02-bad.*failed") as error:
+        notebooks.execute_all([], {}, "published", output, timeout=60)
+    assert "02-bad.failed.ipynb" in str(error.value)
+    assert sorted(path.name for path in output.iterdir()) == ["01-good.ipynb", "02-bad.failed.ipynb"]
+    kept = printed(output / "02-bad.failed.ipynb")
+    assert "before" in kept
+    assert "after" not in kept
+
+
+def test_a_cell_that_never_ends_is_stopped(project):
+    slow = write(project / "notebooks" / "03-slow.ipynb", "import time; time.sleep(600)")
+    with pytest.raises(notebooks.NotebookError, match="03-slow"):
+        notebooks.execute(slow, project / "executed", {}, timeout=2)
+
+
+def test_a_kernel_that_does_not_start_gets_one_more_try(project, monkeypatch):
+    tries, real = [], notebooks._papermill
+
+    def flaky(*arguments):
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        real(*arguments)
+
+    monkeypatch.setattr(notebooks, "_papermill", flaky)
+    notebooks.execute(project / "notebooks" / "01-good.ipynb", project / "executed", {}, timeout=60)
+    assert len(tries) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "said"),
+    [
+        (["09-none"], {}, "01-good, 02-bad"),
+        (["01-good"], {"sedes": "3"}, "dataset, seeds"),
+        (["01-good"], {"seeds": "many"}, "int"),
+        (["01-good"], {"seeds": "True"}, "int"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_anything_is_executed(project, names, given, said):
+    with pytest.raises(ValueError, match=said):
+        notebooks.execute_all(names, given, "published", project / "executed", timeout=60)
+    assert not (project / "executed").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_alone_runs_each_notebook(path, tmp_path):
+    import papermill
+
+    known = notebooks.parameters_of(path)
+    quick = {name: value for name, value in notebooks.PROFILES["quick"].items() if name in known}
+    store = {"store": str(tmp_path / "store")} if "store" in known else {}
+    out = tmp_path / "out.ipynb"
+    papermill.execute_notebook(str(path), str(out), parameters={**quick, **store}, cwd=str(ROOT), progress_bar=False)
+    assert nbformat.read(out, as_version=4).cells[-1].outputs

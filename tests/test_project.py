@@ -1,0 +1,81 @@
+"""What the project says about itself is true."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from convopt.lab import experiments, report, workspace
+
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)$")
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    matches = [PIN.match(line) for line in lines if line and not line.startswith("#")]
+    assert all(matches)
+    return {match[1].lower().replace("_", "-"): match[2] for match in matches}
+
+
+def normal(requirement: str) -> str:
+    return re.split(r"[\s<>=!\[;]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    missing = {normal(requirement) for requirement in needed} - {"convopt"} - pins().keys()
+    assert not missing
+
+
+def test_torch_is_pinned_to_the_version_with_a_cpu_build():
+    assert pins()["torch"] == "2.13.0"
+    assert pins()["torchvision"] == "0.28.0"
+
+
+def test_conda_and_binder_get_the_versions_of_the_constraints_file():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    python = next(entry for entry in conda if entry.startswith("python="))
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert python.removeprefix("python=") == requires.removeprefix(">=")
+    assert sorted(normal(entry) for entry in conda) == ["pip", "python"]  # nothing pinned but by the file
+    assert pip == ["--constraint constraints.txt", "--editable .[lab]"]
+    assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
+
+
+def test_the_readme_shows_the_published_table():
+    rows = report.rows(experiments.find("06-stress-test"), workspace.Store(ROOT, ROOT / workspace.PUBLISHED).records())
+    readme = (ROOT / "README.md").read_text()
+    assert len(rows) == 7
+    for row in rows:
+        values = [report.format_interval(report.Interval(**row[m]), m) for m in report.MEASURES]
+        assert f"| {row['optimizer']} | {' | '.join(values)} |" in readme
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/use.md"])
+def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)
+
+
+def test_every_make_target_is_in_the_help_and_the_readme_names_real_ones():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^make (\S+)", shown, re.MULTILINE))
+    assert {"setup", "lab", "book", "test", "clean", "help"} <= targets
+    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named <= targets
+
+
+def test_no_large_file_and_no_path_of_a_machine_is_committed():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    for name in files:
+        assert (ROOT / name).stat().st_size < 1_000_000, name

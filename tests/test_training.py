@@ -1,0 +1,108 @@
+"""A run is reproducible, paired by its seed, and recorded as it went."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from convopt.lab import data, experiments, training
+from convopt.lab.records import CURVES
+from convopt.lab.runs import Choice, Run
+
+RUN = experiments.STRESS.run(experiments.SGD, "digits", epochs=2, seed=0)
+TIMINGS = ("seconds_training", "seconds_evaluation")
+
+
+def outcome(record) -> dict:
+    return {name: values for name, values in record.curves.items() if name not in TIMINGS}
+
+
+@pytest.mark.parametrize("arm", experiments.find("06-stress-test").arms, ids=lambda arm: arm[0])
+def test_every_optimizer_trains_and_is_recorded(arm):
+    _, optimizer, setting = arm
+    record = training.train(setting.run(optimizer, "digits", epochs=2, seed=0))
+    assert record.status == "finished"
+    assert set(record.curves) == set(CURVES)
+    assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in record.curves.values())
+    assert len(record.kernels) == 3
+    has_kernels = optimizer.name not in ("SGD", "Adam")
+    assert bool(record.kernels[-1]) == has_kernels
+    assert record.provenance["torch"].startswith("2.")
+    assert record.provenance["data"] == data.load("digits").checksum
+
+
+def test_the_same_run_gives_the_same_record_whatever_the_threads_and_global_seed():
+    first = training.train(RUN)
+    torch.manual_seed(123)
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    assert outcome(training.train(RUN)) == outcome(first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_runs_of_a_seed_are_paired_across_optimizers():
+    dataset = data.load("digits")
+    other = dataclasses.replace(RUN, optimizer=experiments.V2_UNIFORM)
+    third = dataclasses.replace(RUN, seed=1)
+    weights = [list(training.make_model(run, dataset).parameters()) for run in (RUN, other, third)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+    assert not torch.equal(weights[0][0], weights[2][0])
+    splits = [training.training_split(run, dataset) for run in (RUN, other, third)]
+    assert torch.equal(splits[0].y, splits[1].y)
+    assert not torch.equal(splits[0].y, splits[2].y)
+    first_batches = [
+        next(training.epochs(run, split))[0][0] for run, split in zip((RUN, other, third), splits, strict=True)
+    ]
+    assert torch.equal(first_batches[0], first_batches[1])
+    assert not torch.equal(first_batches[0], first_batches[2])
+
+
+def test_the_last_incomplete_batch_is_dropped_and_every_picture_comes_at_most_once():
+    run = dataclasses.replace(RUN, batch_size=64)
+    split = data.Split(torch.arange(150).float().unsqueeze(1), torch.arange(150))
+    for batches in training.epochs(run, split):
+        assert [len(y) for _, y in batches] == [64, 64]
+        assert len(set(torch.cat([y for _, y in batches]).tolist())) == 128
+
+
+def test_a_diverging_run_ends_with_a_record_that_says_so():
+    run = dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=1e6), epochs=5)
+    record = training.train(run)
+    assert record.status == "diverged"
+    assert len(record.curves.get("train_loss", [])) < 5
+
+
+def test_the_gradient_norm_is_the_mean_over_batches_of_the_global_norm():
+    run = dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=0.0), epochs=1)
+    dataset = data.load("digits")
+    model = training.make_model(run, dataset)
+    norms = []
+    for x, y in next(training.epochs(run, training.training_split(run, dataset))):
+        grads = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.parameters()))
+        norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
+    assert training.train(run).curves["gradient_norm"][0] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
+
+
+def test_confirmation_pictures_are_scored_once_at_the_end(mnist_folder):
+    run = experiments.STRESS.run(experiments.SGD, "mnist", epochs=1, seed=0)
+    record = training.train(dataclasses.replace(run, n_train=400))
+    assert 0.2 < record.confirmation_accuracy < 1
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size 2000"):
+        training.train(dataclasses.replace(RUN, batch_size=2000))
+
+
+def test_identity_is_the_configuration_and_survives_json():
+    runs = [run for experiment in experiments.EXPERIMENTS.values() for run in experiment.runs()]
+    assert len({run.id for run in runs}) == len(set(runs))
+    for run in runs:
+        assert Run.from_json(run.to_json()) == run
+        assert Run.from_json(run.to_json()).id == run.id
+
+
+def test_identity_does_not_change_between_versions():
+    """Published records are found by it."""
+    assert RUN.id == "d9cfebb4df5bc6de"
