@@ -1,5 +1,6 @@
 """ConvolutionalSGDv2: shared 1-D and 2-D kernels, learned by gradient descent on a three-part loss."""
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -173,6 +174,7 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 Layout = Literal["matrix", "taps", "flat"]
 
 
+@lru_cache(maxsize=4096)
 def _layout(shape: torch.Size, size: int) -> Layout | None:
     """How a tensor of ``shape`` is smoothed: over its last two axes, its first two, flattened, or not at all."""
     if len(shape) in (2, 4) and min(shape[-2:]) >= size:

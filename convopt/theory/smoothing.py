@@ -25,26 +25,21 @@ class Shifts(ABC):
     def __init__(self, buffer: Tensor, size: int, rows: int, row: int):
         # One view runs over everything. What is computed in the gutters between rows or lines is cut off.
         self._span = buffer.numel() - (rows - 1) * row - size + 1
-        self._buffer = buffer
+        self._dtype = buffer.dtype
         copies = buffer.as_strided((rows, size, 1, self._span), (row, 1, self._span, 1))
         self._views = [view for views in copies.unbind() for view in views.unbind()]
 
     @abstractmethod
     def _crop(self, flat: Tensor) -> list[Tensor]:
-        """The smoothed gradients inside a flat buffer."""
-
-    @abstractmethod
-    def _spread(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The inverse of ``_crop``, with zeros in the gutters."""
+        """Views of the gradients' places in a flat tensor of the span."""
 
     def smooth(self, kernel: Tensor) -> list[Tensor]:
         """``W * g`` of each gradient, in its shape and in float32 (float64 where it is float64)."""
-        taps = kernel.reshape(-1).to(self._buffer.dtype).unbind()
-        smoothed = torch.empty_like(self._buffer)
-        total = torch.mul(self._views[0], taps[0], out=smoothed[: self._span].unsqueeze(0))
+        taps = kernel.reshape(-1).to(self._dtype).unbind()
+        total = torch.mul(self._views[0], taps[0])
         for view, tap in zip(self._views[1:], taps[1:], strict=True):
             total.addcmul_(view, tap)
-        return self._crop(smoothed)
+        return self._crop(total)
 
     def correlate(self, others: Sequence[Tensor]) -> Tensor:
         """``sum over the gradients of <other, shift_i g>`` for each tap ``i``, a vector.
@@ -52,7 +47,9 @@ class Shifts(ABC):
         This is the adjoint of ``smooth`` as a map of the taps: if ``l`` is a loss of the smoothed gradients and
         ``others`` its derivatives there, the result is the exact gradient of ``l`` with respect to the taps.
         """
-        spread = self._spread(others)[: self._span]
+        spread = self._views[0].new_zeros(self._span)
+        for place, other in zip(self._crop(spread), others, strict=True):
+            place.copy_(other.reshape(place.shape))
         # mv of one row, because torch.dot is eight times slower where a view is not aligned.
         return torch.cat([torch.mv(view, spread) for view in self._views])
 
@@ -76,23 +73,19 @@ class LineShifts(Shifts):
             )
         radius = size // 2
         dtype = _arithmetic_dtype(lines[0])
-        edge, gap = lines[0].new_zeros(radius, dtype=dtype), lines[0].new_zeros(2 * radius, dtype=dtype)
-        pieces = [edge]
+        gap = lines[0].new_zeros(2 * radius, dtype=dtype)
+        pieces = [gap[:radius]]
         for line in lines:
             pieces += [line.to(dtype), gap]
-        pieces[-1] = edge
+        pieces[-1] = gap[:radius]
         buffer = torch.cat(pieces)
         margins, sources = _reflection(lengths, radius, buffer.device)
         buffer.index_copy_(0, margins, buffer.index_select(0, sources))
         super().__init__(buffer, size, rows=1, row=0)
-        self._sections = [section for length in lengths for section in (length, 2 * radius)]
-        self._gap = gap
+        self._sections = [section for length in lengths for section in (length, 2 * radius)][:-1]
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
-        return list(flat.split(self._sections)[::2])
-
-    def _spread(self, gradients: Sequence[Tensor]) -> Tensor:
-        return torch.cat([piece for gradient in gradients for piece in (gradient, self._gap)])
+        return list(flat.view(-1).split(self._sections)[::2])
 
 
 class PictureShifts(Shifts):
@@ -114,30 +107,21 @@ class PictureShifts(Shifts):
                 f"tensors of shapes {[tuple(shape) for shape in self._shapes]} were given for a kernel of "
                 f"{size} x {size} taps, expected no less along their last two axes and one common width"
             )
-        self._stacks = [(-1, *shape[-2:]) for shape in self._shapes]
-        self._margin = size - 1
         dtype, radius = _arithmetic_dtype(pictures[0]), size // 2
         padded = [
-            F.pad(picture.to(dtype).reshape(1, *stack), (radius,) * 4, mode="reflect")[0]
-            for picture, stack in zip(pictures, self._stacks, strict=True)
+            F.pad(picture.to(dtype).reshape(1, -1, *picture.shape[-2:]), (radius,) * 4, mode="reflect")[0]
+            for picture in pictures
         ]
         self._padded_shapes = [stack.shape for stack in padded]
-        super().__init__(_join(padded), size, rows=size, row=self._padded_shapes[0][-1])
+        super().__init__(_join(padded), size, rows=size, row=padded[0].shape[-1])
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
-        pieces = flat.split([shape.numel() for shape in self._padded_shapes]) if len(self._shapes) > 1 else [flat]
-        return [
-            piece.view(padded)[:, : stack[1], : stack[2]].reshape(shape)
-            for piece, padded, stack, shape in zip(pieces, self._padded_shapes, self._stacks, self._shapes, strict=True)
-        ]
-
-    def _spread(self, gradients: Sequence[Tensor]) -> Tensor:
-        return _join(
-            [
-                F.pad(gradient.reshape(stack), (0, self._margin) * 2)
-                for gradient, stack in zip(gradients, self._stacks, strict=True)
-            ]
-        )
+        places, start = [], 0
+        for shape, (count, height, row) in zip(self._shapes, self._padded_shapes, strict=True):
+            stack = flat.as_strided((count, *shape[-2:]), (height * row, row, 1), start)
+            places.append(stack.view(shape))
+            start += count * height * row
+        return places
 
 
 def _join(tensors: list[Tensor]) -> Tensor:
