@@ -6,18 +6,20 @@ PROFILE ?= published
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TESTED := $(VENV)/.tested
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
 RECORDS := $(wildcard book/records/*.parquet)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/assets/*)
+SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py *.md *.toml *.txt *.yml Makefile)
 HTML := book/_build/html/index.html
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book test test-all lint clean FORCE
+.PHONY: help setup lab book test retest test-all lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -50,8 +52,16 @@ book/executed/.profile: FORCE
 	@mkdir -p book/executed
 	@echo '$(PROFILE)' | cmp -s - $@ || echo '$(PROFILE)' > $@
 
-test: $(READY)  ## run the tests, except the slow ones
+test: $(TESTED)  ## run the tests, except the slow ones, if anything has changed since they passed
+	@echo "The tests pass on the files as they are. (make retest runs them again.)"
+
+$(TESTED): $(READY) $(SOURCES)
 	$(BIN)/pytest -n auto
+	touch $@
+
+retest:  ## run the tests whether or not anything has changed
+	rm -f $(TESTED)
+	$(MAKE) test
 
 test-all: $(READY)  ## run all tests
 	$(BIN)/pytest -n auto -m ''

@@ -67,9 +67,9 @@ def test_a_record_that_does_not_parse_is_named_and_run_again(tmp_path, records):
     broken.write_text(broken.read_text()[:100])
     wrong = tmp_path / f"{RUNS[1].id}.json"
     wrong.write_text(wrong.read_text().replace(RUNS[1].id, "0" * 16))
-    with pytest.warns(UserWarning, match=broken.name):
+    with pytest.warns(UserWarning, match=broken.name), pytest.warns(UserWarning, match=wrong.name):
         assert len(store.records()) == 1
-    with pytest.warns(UserWarning, match=wrong.name):
+    with pytest.warns(UserWarning, match=broken.name), pytest.warns(UserWarning, match=wrong.name):
         again = sweep.sweep(RUNS[:3], store, jobs=1)
     assert [curves(record) for record in again] == [curves(record) for record in records[:3]]
     assert len(store.records()) == 3

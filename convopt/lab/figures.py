@@ -110,7 +110,9 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
         axes.set(xlabel="epoch", title=label)
         axes.title.set_fontsize(9)
     panels[0][0].set_ylabel("tap")
-    panels[0][-1].legend(title="distance", frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0][-1].get_legend_handles_labels(), title="distance", loc="outside right center", frameon=False
+    )
     return figure
 
 
