@@ -40,7 +40,7 @@ AXIS_LABELS = {
     "train_loss": "training loss (nats)",
     "best": "best test accuracy (%)",
     "final": "final test accuracy (%)",
-    "stability": "stability (std of gradient norm; lower is steadier)",
+    "stability": "stability (lower is steadier)",
 }
 
 
