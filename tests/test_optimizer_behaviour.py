@@ -155,11 +155,12 @@ def test_options_are_honoured_per_group(optimizer_class):
 @for_each_optimizer
 def test_a_tensor_learning_rate_is_the_same_as_a_float(optimizer_class):
     outcomes = []
-    for lr in (0.05, torch.tensor(0.05)):
+    for lr in (0.05, torch.tensor(0.05), torch.tensor([0.05])):
         model = convolutional_model()
         train(model, optimizer_class(model.parameters(), lr=lr), batches(6))
         outcomes.append(list(model.parameters()))
-    torch.testing.assert_close(*outcomes)
+    torch.testing.assert_close(outcomes[1], outcomes[0])
+    torch.testing.assert_close(outcomes[2], outcomes[0])
 
 
 @for_each_optimizer

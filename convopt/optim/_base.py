@@ -121,7 +121,7 @@ class SmoothingOptimizer(Optimizer, ABC):
             directions = buffers
         lr = group["lr"]
         if isinstance(lr, Tensor):
-            torch._foreach_sub_(params, torch._foreach_mul(directions, lr))
+            torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
         else:
             torch._foreach_add_(params, directions, alpha=-lr)
 
