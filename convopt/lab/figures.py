@@ -102,7 +102,8 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     """One panel per arm: each tap of a 1-D kernel over the epochs, every seed thin, the mean bold."""
     figure, panels = plt.subplots(1, len(arms), figsize=(3.4 * len(arms), 3.2), sharey=True, squeeze=False)
     for (label, records), axes in zip(arms.items(), panels[0], strict=True):
-        taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in records])
+        finished = [record for record in records if record.status == "finished"]
+        taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in finished])
         centre = taps.shape[-1] // 2
         for tap in range(taps.shape[-1]):
             name = "centre" if tap == centre else f"{tap - centre:+d}"
