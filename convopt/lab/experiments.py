@@ -95,6 +95,14 @@ class Experiment:
 STRESS = Setting(n_train=5000, batch_size=8, label_noise=0.15, model=Choice.of("SimpleNet"), epochs=30)
 KERNEL_DEMO = Setting(n_train=2000, batch_size=64, label_noise=0.0, model=Choice.of("SimpleNet"), epochs=10)
 
+LEARNED_KERNELS = (
+    ("LocalLossConvSGD", LOCAL_LOSS, STRESS),
+    ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
+    ("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, STRESS),
+    ("ConvolutionalSGDv2 (uniform, three-part loss)", V2_THREE_PART, STRESS),
+)
+"""Arms whose kernels follow a kernel loss in the stress test; two experiments tell of the same runs."""
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
@@ -105,10 +113,7 @@ EXPERIMENTS = {
                 ("SGD", SGD, STRESS),
                 ("Adam", ADAM, STRESS),
                 ("ConvolutionalSGD", V1, STRESS),
-                ("LocalLossConvSGD", LOCAL_LOSS, STRESS),
-                ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
-                ("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, STRESS),
-                ("ConvolutionalSGDv2 (uniform, three-part loss)", V2_THREE_PART, STRESS),
+                *LEARNED_KERNELS,
             ),
             claims=(
                 Claim("ConvolutionalSGD", "SGD", "best", 3.4),
@@ -127,10 +132,7 @@ EXPERIMENTS = {
             title="Kernel evolution: v1's demo at batch 64, and the stress test",
             arms=(
                 ("ConvolutionalSGD", V1, KERNEL_DEMO),
-                ("LocalLossConvSGD", LOCAL_LOSS, STRESS),
-                ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
-                ("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, STRESS),
-                ("ConvolutionalSGDv2 (uniform, three-part loss)", V2_THREE_PART, STRESS),
+                *LEARNED_KERNELS,
             ),
         ),
     )

@@ -4,13 +4,14 @@ A figure is shown through an Image widget, not through ipywidgets' Output: execu
 then waits for ever for a cell whose Output widget was written to (nbclient issue 312).
 """
 
-import io
 from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from convopt.lab.figures import to_png
 
 
 def explore(draw: Callable[..., Figure], description: str, **controls: ipywidgets.Widget) -> ipywidgets.Widget:
@@ -24,17 +25,12 @@ def explore(draw: Callable[..., Figure], description: str, **controls: ipywidget
     image = ipywidgets.Image(format="png", tooltip=description, layout={"max_width": "100%"})
 
     def update(_: Any = None) -> None:
-        image.value = _png(draw(**{name: control.value for name, control in controls.items()}))
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        image.value = to_png(figure)
+        plt.close(figure)
 
     for name, control in controls.items():
         control.description = name
         control.observe(update, names="value")
     update()
     return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), image])
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    plt.close(figure)
-    return buffer.getvalue()

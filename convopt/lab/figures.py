@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from convopt.lab.records import Record
+from convopt.lab.records import Record, finished
 from convopt.lab.report import by_seed
 from convopt.lab.stats import mean_interval
 from convopt.theory import kernels
@@ -55,9 +55,9 @@ def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -
     for measure, axes in zip(measures, panels[0], strict=True):
         scale = 100 if measure.endswith("accuracy") else 1
         for label, colour in colours(arms).items():
-            finished = [record for record in arms[label] if record.status == "finished"]
-            if finished:
-                _band(axes, [scale * np.array(record.curves[measure]) for record in finished], colour, label)
+            series = [scale * np.array(record.curves[measure]) for record in finished(arms[label])]
+            if series:
+                _band(axes, series, colour, label)
         axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
@@ -102,8 +102,7 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     """One panel per arm: each tap of a 1-D kernel over the epochs, every seed thin, the mean bold."""
     figure, panels = plt.subplots(1, len(arms), figsize=(3.4 * len(arms), 3.2), sharey=True, squeeze=False)
     for (label, records), axes in zip(arms.items(), panels[0], strict=True):
-        finished = [record for record in records if record.status == "finished"]
-        taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in finished])
+        taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in finished(records)])
         centre = taps.shape[-1] // 2
         for tap in range(taps.shape[-1]):
             name = "centre" if tap == centre else f"{tap - centre:+d}"
@@ -160,11 +159,16 @@ def response(axes: Axes, named: dict[str, Tensor]) -> None:
     )
 
 
-def to_html(figure: Figure, alt: str) -> HTML:
-    """The figure as a picture with alternative text inside the page, for glueing into another page."""
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
-    data = base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def to_html(figure: Figure, alt: str) -> HTML:
+    """The figure as a picture with alternative text inside the page, for glueing into another page."""
+    data = base64.b64encode(to_png(figure)).decode()
     return HTML(f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="max-width: 100%">')
 
 

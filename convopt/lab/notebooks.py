@@ -89,13 +89,7 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout: i
     failed = output / f"{notebook.stem}.failed.ipynb"
     start = time.perf_counter()
     try:
-        try:
-            _papermill(notebook, running, parameters, timeout)
-        except (RuntimeError, zmq.ZMQError) as error:
-            if isinstance(error, DeadKernelError) or _has_started(running):
-                raise
-            print(f"{notebook.stem}: the kernel did not start ({error}), trying once more", file=sys.stderr)
-            _papermill(notebook, running, parameters, timeout)
+        _papermill_with_one_retry(notebook, running, parameters, timeout)
     except Exception as error:
         kept = ""
         if running.exists():
@@ -106,6 +100,16 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any], timeout: i
     failed.unlink(missing_ok=True)
     print(f"{notebook.stem}: executed in {time.perf_counter() - start:.0f} s -> {done}", file=sys.stderr)
     return done
+
+
+def _papermill_with_one_retry(notebook: Path, output: Path, parameters: dict[str, Any], timeout: int) -> None:
+    try:
+        _papermill(notebook, output, parameters, timeout)
+    except (RuntimeError, zmq.ZMQError) as error:
+        if isinstance(error, DeadKernelError) or _has_started(output):
+            raise
+        print(f"{notebook.stem}: the kernel did not start ({error}), trying once more", file=sys.stderr)
+        _papermill(notebook, output, parameters, timeout)
 
 
 def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], timeout: int) -> None:

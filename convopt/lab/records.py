@@ -75,6 +75,11 @@ class Record:
         return record
 
 
+def finished(records: Iterable[Record]) -> list[Record]:
+    """Those that did not diverge."""
+    return [record for record in records if record.status == "finished"]
+
+
 class Store:
     """A folder of records, ``<id>.json``, one per run; optionally on top of a table of published records.
 
@@ -88,7 +93,8 @@ class Store:
 
     def __init__(self, folder: str | Path, published: Path | None = None):
         self.folder = Path(folder)
-        self._published = {record.run: record for record in read_table(published)} if _exists(published) else {}
+        rows = read_table(published) if published is not None and published.exists() else []
+        self._published = {record.run: record for record in rows}
 
     def load(self, run: Run) -> Record | None:
         """The record of ``run``, or None."""
@@ -108,10 +114,6 @@ class Store:
 
     def _path(self, run: Run) -> Path:
         return self.folder / f"{run.id}.json"
-
-
-def _exists(path: Path | None) -> bool:
-    return path is not None and path.exists()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

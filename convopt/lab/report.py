@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from convopt.lab.experiments import Experiment
-from convopt.lab.records import Record
+from convopt.lab.records import Record, finished
+from convopt.lab.runs import Run
 from convopt.lab.stats import Interval, mean_interval, paired_difference, verdict
 
 MEASURES = ("best", "final", "stability")
@@ -28,33 +29,33 @@ def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, An
 def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, tuple], list[Record]]:
     """Records by label and condition, in the experiment's order."""
     arms: dict[tuple[str, tuple], list[Record]] = {}
-    for record in records:
-        label = experiment.label(record.run)
-        if label is not None:
-            run = record.run
-            condition = (
-                ("dataset", run.dataset),
-                ("model", run.model.name),
-                ("batch_size", run.batch_size),
-                ("label_noise", run.label_noise),
-                ("n_train", run.n_train),
-                ("epochs", run.epochs),
-            )
-            arms.setdefault((label, condition), []).append(record)
-    order = [label for label, _, _ in experiment.arms]
-    return dict(sorted(arms.items(), key=lambda item: (str(item[0][1]), order.index(item[0][0]))))
+    for label, arm in by_label(experiment, records).items():
+        for record in arm:
+            arms.setdefault((label, _condition(record.run)), []).append(record)
+    return dict(sorted(arms.items(), key=lambda item: str(item[0][1])))  # stable: arms keep their order
+
+
+def _condition(run: Run) -> tuple[tuple[str, Any], ...]:
+    return (
+        ("dataset", run.dataset),
+        ("model", run.model.name),
+        ("batch_size", run.batch_size),
+        ("label_noise", run.label_noise),
+        ("n_train", run.n_train),
+        ("epochs", run.epochs),
+    )
 
 
 def _row(label: str, condition: tuple, records: list[Record]) -> dict[str, Any]:
-    finished = [record for record in records if record.status == "finished"]
+    done = finished(records)
     row: dict[str, Any] = {
         "optimizer": label,
         "condition": dict(condition),
-        "n": len(finished),
-        "diverged": len(records) - len(finished),
+        "n": len(done),
+        "diverged": len(records) - len(done),
     }
     for measure in (*MEASURES, "confirmation", "seconds_per_epoch"):
-        values = [value for record in finished if (value := measured(record, measure)) is not None]
+        values = [value for record in done if (value := measured(record, measure)) is not None]
         row[measure] = mean_interval(values)._asdict() if values else None
     return row
 
@@ -72,7 +73,7 @@ def measured(record: Record, measure: str) -> float | None:
 
 def by_seed(records: Iterable[Record], measure: str) -> dict[int, float]:
     """The measure of each finished record, by seed."""
-    return {record.run.seed: measured(record, measure) for record in records if record.status == "finished"}
+    return {record.run.seed: measured(record, measure) for record in finished(records)}
 
 
 def claims(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
@@ -81,7 +82,7 @@ def claims(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     for claim in experiment.claims:
         measured_difference = paired_difference(
-            by_seed(arms.get(claim.treatment, []), claim.measure), by_seed(arms.get(claim.control, []), claim.measure)
+            by_seed(arms[claim.treatment], claim.measure), by_seed(arms[claim.control], claim.measure)
         )
         rows.append(
             {

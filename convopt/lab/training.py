@@ -16,6 +16,7 @@ from convopt.lab.models import MODELS
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
 from convopt.optim import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD
+from convopt.optim._base import SmoothingOptimizer
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
@@ -25,9 +26,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ConvolutionalSGDv2": ConvolutionalSGDv2,
 }
 """Optimizers of the experiments by name."""
-
-WITH_LOSS = ("ConvolutionalSGD", "LocalLossConvSGD", "ConvolutionalSGDv2")
-"""Those whose ``step`` takes the loss at hand."""
 
 
 def train(run: Run) -> Record:
@@ -70,11 +68,11 @@ def epochs(run: Run, split: data.Split) -> Iterator[list[tuple[Tensor, Tensor]]]
 
 
 def train_epoch(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[tuple[Tensor, Tensor]]
 ) -> tuple[float, float] | None:
     """Mean loss and mean gradient norm over the batches; None if a loss was not finite."""
     model.train()
-    takes_loss = run.optimizer.name in WITH_LOSS
+    takes_loss = isinstance(optimizer, SmoothingOptimizer)
     params = list(model.parameters())
     total_loss, total_norm = 0.0, torch.zeros(())
     for x, y in batches:
@@ -103,7 +101,7 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     status, confirmation = "finished", None
     for epoch, batches in enumerate(epochs(run, train_split), start=1):
         start = time.perf_counter()
-        outcome = train_epoch(run, model, optimizer, batches)
+        outcome = train_epoch(model, optimizer, batches)
         if outcome is None:
             status = "diverged"
             break
@@ -144,7 +142,7 @@ def evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
 
 def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's kernels by name as nested lists; empty for one without kernels."""
-    kernels = optimizer.kernels() if hasattr(optimizer, "kernels") else {}
+    kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
     return {name: kernel.tolist() for name, kernel in kernels.items()}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from convopt.optim._base import SmoothingOptimizer
+from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.theory.snr import ema_powers
 
 
@@ -58,19 +59,27 @@ class KernelRecorder:
     @torch.no_grad()
     def _record(self, optimizer: SmoothingOptimizer, args: Any, kwargs: Any) -> None:
         self.steps += 1
-        statistics = optimizer.statistics() if hasattr(optimizer, "statistics") else None
-        if statistics is not None and "snr" not in statistics:
+        own_snr = isinstance(optimizer, LocalLossConvSGD)  # v2 has one, v1 no statistics
+        if own_snr:
+            self._follow(optimizer)
+        if self.steps % self.every:
+            return
+        statistics = optimizer.statistics() if hasattr(optimizer, "statistics") else {}
+        if own_snr:
             statistics["snr"] = self._snr(optimizer)
-        if self.steps % self.every == 0:
-            self._entries.append({"step": self.steps, **optimizer.kernels(), **(statistics or {})})
+        self._entries.append({"step": self.steps, **optimizer.kernels(), **statistics})
+
+    def _follow(self, optimizer: SmoothingOptimizer) -> None:
+        """Move the averages of the gradients in place."""
+        for p in _with_grad(optimizer):
+            grad = p.grad.float()
+            self._signals.setdefault(p, grad.clone()).lerp_(grad, 1 - self.beta)
 
     def _snr(self, optimizer: SmoothingOptimizer) -> Tensor:
-        powers = []
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    signal = self._signals.setdefault(p, p.grad.float().clone())
-                    signal.lerp_(p.grad.float(), 1 - self.beta)
-                    powers.append(ema_powers(signal, p.grad))
+        powers = [ema_powers(self._signals[p], p.grad) for p in _with_grad(optimizer)]
         signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
         return signal_power / noise_power
+
+
+def _with_grad(optimizer: SmoothingOptimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
