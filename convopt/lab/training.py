@@ -19,8 +19,9 @@ from convopt.optim import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD
 from convopt.optim._base import SmoothingOptimizer
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "SGD": torch.optim.SGD,
-    "Adam": partial(torch.optim.Adam, fused=True),  # torch's fastest on a CPU
+    # torch's fastest on a CPU
+    "SGD": partial(torch.optim.SGD, fused=True),
+    "Adam": partial(torch.optim.Adam, fused=True),
     "ConvolutionalSGD": ConvolutionalSGD,
     "LocalLossConvSGD": LocalLossConvSGD,
     "ConvolutionalSGDv2": ConvolutionalSGDv2,
@@ -74,7 +75,7 @@ def train_epoch(
     model.train()
     takes_loss = isinstance(optimizer, SmoothingOptimizer)
     params = list(model.parameters())
-    total_loss, total_norm = 0.0, torch.zeros(())
+    total_loss, total_norm = 0.0, 0.0
     for x, y in batches:
         for p in params:
             p.grad = None
@@ -84,9 +85,9 @@ def train_epoch(
             return None
         loss.backward()
         total_loss += value
-        total_norm += torch.stack([torch.dot(g, g) for g in (p.grad.reshape(-1) for p in params)]).sum().sqrt()
+        total_norm += math.hypot(*(torch.linalg.vector_norm(p.grad).item() for p in params))
         optimizer.step(**({"loss": value} if takes_loss else {}))
-    return total_loss / len(batches), total_norm.item() / len(batches)
+    return total_loss / len(batches), total_norm / len(batches)
 
 
 def _train(run: Run, dataset: data.Dataset) -> Record:

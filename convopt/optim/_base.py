@@ -106,7 +106,7 @@ class SmoothingOptimizer(Optimizer, ABC):
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]: ...
 
     @abstractmethod
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None: ...
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None: ...
 
     def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
         """One step of SGD with momentum along ``directions``, as torch.optim.SGD does it."""
@@ -200,13 +200,11 @@ def _params_with_grad(group: dict[str, Any]) -> list[Tensor]:
     return params
 
 
-def _as_scalar(loss: Any) -> Tensor | None:
-    if loss is None:
-        return None
+def _as_scalar(loss: Any) -> Tensor | float | None:
     if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32))
-    if isinstance(loss, int | float):
-        return torch.tensor(float(loss), dtype=torch.float64)
+        return loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+    if loss is None or isinstance(loss, int | float):
+        return loss
     raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")
 
 

@@ -67,20 +67,24 @@ class ConvolutionalSGD(SmoothingOptimizer):
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"kernel": group["kernel"]}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         kernel = group["kernel"]
         self._descend(group, params, smooth_flattened([p.grad for p in params], group["kernel_size"], kernel))
         if loss is not None:
             if group["previous_loss"] is not None:
-                fell = (loss < group["previous_loss"]).to(kernel.device)
+                fell = loss < group["previous_loss"]
                 group["kernel"] = adapt_to_loss(kernel, fell, group["kernel_lr"])
-            group["previous_loss"] = loss.clone()
+            group["previous_loss"] = loss
 
 
-def adapt_to_loss(kernel: Tensor, fell: Tensor, kernel_lr: float) -> Tensor:
-    """v1's heuristic: ``kernel`` (float32, ``(k,)``) after a step, ``fell`` a 0-dim bool tensor."""
-    grown = kernel.clone()
-    grown[kernel.numel() // 2].add_(kernel_lr)
-    relaxed = 0.9 * kernel + 0.1 / kernel.numel()
-    adapted = torch.where(fell, grown, relaxed)
+def adapt_to_loss(kernel: Tensor, fell: bool | Tensor, kernel_lr: float) -> Tensor:
+    """v1's heuristic: ``kernel`` (float32, ``(k,)``) after a step. ``fell`` may be a 0-dim bool tensor."""
+    if isinstance(fell, Tensor):
+        outcomes = (adapt_to_loss(kernel, outcome, kernel_lr) for outcome in (True, False))
+        return torch.where(fell.to(kernel.device), *outcomes)
+    if fell:
+        adapted = kernel.clone()
+        adapted[kernel.numel() // 2].add_(kernel_lr)
+    else:
+        adapted = 0.9 * kernel + 0.1 / kernel.numel()
     return adapted / adapted.sum()

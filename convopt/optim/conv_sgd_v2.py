@@ -106,7 +106,7 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         size = group["kernel_size"]
         return {"kernel_1d": _kernel(group, "logits_1d"), "kernel_2d": _kernel(group, "logits_2d").view(size, size)}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         lr = group["lr"]
         resting = not isinstance(lr, Tensor) and lr == 0
         layouts = {p: layout for p in params if (layout := _layout(p.shape, group["kernel_size"])) is not None}

@@ -72,7 +72,7 @@ class LocalLossConvSGD(SmoothingOptimizer):
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
         return {name: self.state[p]["kernel"] for name, p in named_params(group) if "kernel" in self.state.get(p, {})}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | None) -> None:
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         directions = []
         for p in params:
             if p.numel() < group["kernel_size"]:

@@ -5,6 +5,7 @@ gradient with respect to the taps is then ``Shifts.correlate(derivative)``, and 
 one of the two functions at the end: no finite differences and no autograd graph.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def local_loss_derivative(smoothed: Tensor, grad: Tensor, variance_weight: float
     y, g = smoothed.reshape(-1), grad.reshape(-1)
     _, along_grad, along_smoothed = _cosine_parts(y, g)
     slope = 2 * variance_weight / y.numel()
-    return (g * -along_grad).addcmul_(y, slope - along_smoothed).sub_(slope * y.mean())
+    return torch.addcmul(y * (along_smoothed + slope), g, along_grad, value=-1).sub_(slope * y.mean())
 
 
 def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tuple[float, float, float]) -> KernelLoss:
@@ -67,7 +68,7 @@ def three_part_loss_derivative(
     y, g = smoothed.reshape(-1), grad.reshape(-1)
     _, along_grad, along_smoothed = _cosine_parts(y, g)
     slope = 2 * closeness / y.numel()
-    derivative = (g * (-direction * along_grad)).addcmul_(y, slope - direction * along_smoothed)
+    derivative = torch.addcmul(y * (direction * along_smoothed + slope), g, along_grad, value=-direction)
     if closeness:
         derivative.sub_(signal.reshape(-1), alpha=slope)
     if smoothness:
@@ -77,14 +78,15 @@ def three_part_loss_derivative(
 
 
 def _cosine_parts(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """cos(g, y) of two vectors, and the factors of g and of y in its derivative with respect to y.
+    """cos(g, y) of two vectors, and the factors of g and of -y in its derivative with respect to y.
 
     All three are 0 where a vector is zero.
     """
-    squared_norm = torch.dot(y, y)
-    inverse_norms = _reciprocal(squared_norm.sqrt() * torch.dot(g, g).sqrt())
-    cosine = torch.dot(y, g) * inverse_norms
-    return cosine, inverse_norms, -cosine * _reciprocal(squared_norm)
+    squared_norms = torch.stack((torch.dot(y, y), torch.dot(g, g)))
+    inverse_y, inverse_g = squared_norms.rsqrt().nan_to_num(nan=math.nan, posinf=0).unbind()
+    along_grad = inverse_y * inverse_g
+    cosine = torch.dot(y, g) * along_grad
+    return cosine, along_grad, cosine * inverse_y * inverse_y
 
 
 def _reciprocal(x: Tensor) -> Tensor:
