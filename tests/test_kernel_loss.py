@@ -1,11 +1,16 @@
 """The closed-form gradients of the kernel losses are those of autograd and of central differences."""
 
+from typing import get_args
+
+import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.theory import kernel_loss
-from convopt.theory.smoothing import LineShifts, PictureShifts
+from convopt.theory.smoothing import Boundary, LineShifts, PictureShifts, shift_statistics
 
 WEIGHTS = st.tuples(*[st.sampled_from([0.0, 0.2, 0.5, 1.0])] * 3)
 SCALES = st.sampled_from([1e-3, 1.0, 1e3])
@@ -76,3 +81,101 @@ def test_a_zero_gradient_has_cosine_zero_and_moves_no_kernel():
     assert kernel_loss.three_part_loss(zero, zero, zero, weights).cosine_similarity == 0
     assert not kernel_loss.three_part_loss_derivative(zero, zero, zero, weights).any()
     assert not kernel_loss.local_loss_derivative(zero, zero, 0.1).any()
+
+
+SHAPES = st.one_of(
+    st.tuples(st.integers(7, 30)),
+    st.tuples(st.integers(7, 12), st.integers(7, 12)),
+    st.tuples(st.integers(1, 3), st.integers(7, 9), st.integers(7, 9)),
+)
+BOUNDARIES = st.sampled_from(get_args(Boundary))
+
+
+def correlated(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.cosine_similarity(a.flatten(), b.flatten(), dim=0)
+
+
+def by_convolution(name: str, smoothed: torch.Tensor, grad: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The losses as they are written down, for autograd."""
+    if name == "local":
+        return -correlated(smoothed, grad) + 0.1 * smoothed.var(correction=0)
+    if name == "cross":
+        return -correlated(smoothed, target)
+    roughness = smoothed.var(correction=0) / grad.var(correction=0)
+    return 0.5 * (1 - correlated(smoothed, grad)) + 0.3 * F.mse_loss(smoothed, target) + 0.2 * roughness
+
+
+OF_TAPS = {
+    "local": lambda taps, statistics: kernel_loss.local_loss_of_taps(taps, statistics, 0.1),
+    "three-part": lambda taps, statistics: kernel_loss.three_part_loss_of_taps(taps, statistics, (0.5, 0.3, 0.2)),
+    "cross": kernel_loss.cross_loss_of_taps,
+}
+
+
+@pytest.mark.parametrize("name", OF_TAPS)
+@given(SHAPES, st.sampled_from([1, 3, 5, 7]), BOUNDARIES, SCALES, st.integers(0, 1000))
+def test_losses_of_the_taps_agree_with_autograd_through_the_convolution(name, shape, size, boundary, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    grad, target = (scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    ndim = 1 if len(shape) == 1 else 2
+    taps = torch.randn([size] * ndim, generator=generator, dtype=torch.float64)
+    radius = size // 2
+    mode = {"reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}[boundary]
+    margins = [(0, 0)] * (grad.ndim - ndim) + [(radius, radius)] * ndim
+    padded = torch.from_numpy(np.pad(grad.numpy(), margins, mode=mode))
+    padded = padded.reshape(-1, 1, *padded.shape[-ndim:])
+    convolve = F.conv1d if ndim == 1 else F.conv2d
+
+    def loss(kernel):
+        smoothed = convolve(padded, kernel[None, None]).view(shape)
+        return by_convolution(name, smoothed, grad, target)
+
+    exact = OF_TAPS[name](taps, shift_statistics(grad, size, target, boundary))
+    variable = taps.clone().requires_grad_()
+    value = loss(variable)
+    (by_autograd,) = torch.autograd.grad(value, variable)
+    largest = by_autograd.abs().max().item()
+    torch.testing.assert_close(exact.value, value.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(exact.gradient, by_autograd, rtol=1e-6, atol=1e-6 * largest + 1e-12)
+    step = 1e-5
+    units = torch.eye(taps.numel(), dtype=torch.float64).view(-1, *taps.shape)
+    central = torch.stack([(loss(taps + step * u) - loss(taps - step * u)) / (2 * step) for u in units]).view_as(taps)
+    torch.testing.assert_close(exact.gradient, central, rtol=1e-6, atol=1e-6 * largest + 1e-8)
+
+
+@given(st.integers(0, 1000), st.sampled_from([(40,), (9, 8)]))
+def test_no_kernel_beats_the_wiener_taps_in_the_cross_gradient_loss(seed, shape):
+    generator = torch.Generator().manual_seed(seed)
+    grad, target = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    statistics = shift_statistics(grad, 3, target)
+    best = kernel_loss.wiener_taps(statistics)
+    optimum = kernel_loss.cross_loss_of_taps(best, statistics)
+    assert optimum.gradient.abs().max() < 1e-9 / best.abs().max()
+    for _ in range(20):
+        other = best + 0.1 * torch.randn(best.shape, generator=generator, dtype=torch.float64)
+        assert kernel_loss.cross_loss_of_taps(other, statistics).value >= optimum.value - 1e-12
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.0, 0.3, 0.9]))
+def test_the_readmes_loss_without_its_penalty_is_lowest_at_the_identity_whatever_the_noise(seed, noise):
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.linspace(-1, 1, 60, dtype=torch.float64)
+    grad = signal + noise * torch.randn(60, generator=generator, dtype=torch.float64)
+    statistics = shift_statistics(grad, 5)
+    identity = torch.tensor([0, 0, 1.0, 0, 0])
+    assert kernel_loss.local_loss_of_taps(identity, statistics, 0.0).value == pytest.approx(-1)
+    other = torch.rand(5, generator=generator)
+    assert kernel_loss.local_loss_of_taps(other, statistics, 0.0).value > -1
+
+
+def test_degenerate_statistics():
+    nothing = shift_statistics(torch.zeros(9), 3)
+    taps = torch.tensor([0.2, 0.6, 0.2])
+    for loss in OF_TAPS.values():
+        assert loss(taps, nothing).gradient.tolist() == [0, 0, 0]
+    assert kernel_loss.cross_loss_of_taps(taps, nothing).value == 0
+    assert kernel_loss.wiener_taps(nothing).tolist() == [0, 0, 0]
+    unknown = shift_statistics(torch.full((9,), float("nan")), 3)
+    assert all(loss(taps, unknown).value.isnan() for loss in OF_TAPS.values())
+    with pytest.raises(ValueError, match=r"3 elements.*\(5,\)"):
+        kernel_loss.cross_loss_of_taps(torch.ones(5), nothing)

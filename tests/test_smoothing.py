@@ -1,60 +1,85 @@
 """Smoothing is the convolution it says it is, and its adjoint is exact."""
 
+from contextlib import contextmanager
+from typing import get_args
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convopt.theory import kernels
-from convopt.theory.smoothing import LineShifts, PictureShifts, smooth
+from convopt.theory import kernels, smoothing
+from convopt.theory.smoothing import LineShifts, PictureShifts, shift_statistics, smooth, smoothing_matrix
 
 SIZES = st.sampled_from([1, 3, 5, 7])
+BOUNDARIES = st.sampled_from(get_args(smoothing.Boundary))
+CACHES = st.sampled_from([0, smoothing.CACHE])  # views of the gradient, copies in the cache
+
+
+@contextmanager
+def cache_of(elements: int):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smoothing, "CACHE", elements)
+        yield
 
 
 def tensor(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def conv1d(line: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    padded = F.pad(line[None, None], (kernel.numel() // 2,) * 2, mode="reflect")
-    return F.conv1d(padded, kernel[None, None])[0, 0]
+def extended(field: torch.Tensor, radius: int, boundary: str) -> torch.Tensor:
+    """The field with ``radius`` more elements at each end of each axis, by numpy."""
+    mode = {"reflect": "reflect", "symmetric": "symmetric", "circular": "wrap"}[boundary]
+    return torch.from_numpy(np.pad(field.numpy(), radius, mode=mode))
 
 
-def conv2d(picture: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    padded = F.pad(picture[None, None], (kernel.shape[0] // 2,) * 4, mode="reflect")
-    return F.conv2d(padded, kernel[None, None])[0, 0]
+def convolution(field: torch.Tensor, kernel: torch.Tensor, boundary: str = "reflect") -> torch.Tensor:
+    convolve = F.conv1d if kernel.ndim == 1 else F.conv2d
+    return convolve(extended(field, kernel.shape[0] // 2, boundary)[None, None], kernel[None, None])[0, 0]
 
 
-@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), st.integers(0, 1000))
-def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, seed):
+@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), BOUNDARIES, CACHES, st.integers(0, 1000))
+def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, boundary, cache, seed):
     lines = [tensor(length, seed=seed + i) for i, length in enumerate(lengths)]
     kernel = tensor(size, seed=seed)
-    for smoothed, line in zip(LineShifts(lines, size).smooth(kernel), lines, strict=True):
-        torch.testing.assert_close(smoothed, conv1d(line, kernel))
+    with cache_of(cache):
+        smoothed = LineShifts(lines, size, boundary).smooth(kernel)
+    for result, line in zip(smoothed, lines, strict=True):
+        torch.testing.assert_close(result, convolution(line, kernel, boundary))
 
 
-@given(SIZES, st.lists(st.integers(7, 20), min_size=1, max_size=3), st.integers(7, 20), st.integers(0, 1000))
-def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, seed):
+@given(
+    SIZES,
+    st.lists(st.integers(7, 20), min_size=1, max_size=3),
+    st.integers(7, 20),
+    BOUNDARIES,
+    CACHES,
+    st.integers(0, 99),
+)
+def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, boundary, cache, seed):
     pictures = [tensor(height, width, seed=seed + i) for i, height in enumerate(heights)]
     kernel = tensor(size, size, seed=seed)
-    for smoothed, picture in zip(PictureShifts(pictures, size).smooth(kernel), pictures, strict=True):
-        torch.testing.assert_close(smoothed, conv2d(picture, kernel))
+    with cache_of(cache):
+        smoothed = PictureShifts(pictures, size, boundary).smooth(kernel)
+    for result, picture in zip(smoothed, pictures, strict=True):
+        torch.testing.assert_close(result, convolution(picture, kernel, boundary))
 
 
 def test_leading_axes_are_smoothed_one_by_one():
     stack, kernel = tensor(2, 3, 9, 8, seed=0), tensor(5, 5, seed=1)
-    expected = torch.stack([conv2d(picture, kernel) for picture in stack.reshape(-1, 9, 8)]).view_as(stack)
+    expected = torch.stack([convolution(picture, kernel) for picture in stack.reshape(-1, 9, 8)]).view_as(stack)
     torch.testing.assert_close(smooth(stack, kernel), expected)
 
 
-@given(SIZES, st.integers(0, 1000))
-def test_correlate_is_the_adjoint_of_smooth(size, seed):
+@given(SIZES, CACHES, st.integers(0, 1000))
+def test_correlate_is_the_adjoint_of_smooth(size, cache, seed):
     """<other, smooth(kernel)> = <correlate(other), kernel> for every kernel."""
-    for shifts, shape in (
-        (LineShifts([tensor(11, seed=seed), tensor(9, seed=seed + 1)], size), (11,)),
-        (PictureShifts([tensor(2, 9, 8, seed=seed), tensor(7, 8, seed=seed + 1)], size), (2, 9, 8)),
-    ):
+    with cache_of(cache):
+        lines = LineShifts([tensor(11, seed=seed), tensor(9, seed=seed + 1)], size)
+        pictures = PictureShifts([tensor(2, 9, 8, seed=seed), tensor(7, 8, seed=seed + 1)], size)
+    for shifts, shape in ((lines, (11,)), (pictures, (2, 9, 8))):
         kernel = tensor(size if shape == (11,) else size**2, seed=seed + 2)
         smoothed = shifts.smooth(kernel)
         others = [tensor(*field.shape, seed=seed + 3) for field in smoothed]
@@ -62,12 +87,45 @@ def test_correlate_is_the_adjoint_of_smooth(size, seed):
         torch.testing.assert_close(inner, (shifts.correlate(others) * kernel).sum())
 
 
+@given(SIZES, st.sampled_from([(13,), (9, 7), (2, 3, 8, 9)]), BOUNDARIES, st.integers(0, 1000))
+def test_the_statistics_are_the_inner_products_of_the_shifted_copies(size, shape, boundary, seed):
+    gradient, target = tensor(*shape, seed=seed), tensor(*shape, seed=seed + 1)
+    ndim = 1 if len(shape) == 1 else 2
+    units = torch.eye(size**ndim, dtype=torch.float64).view(-1, *[size] * ndim)
+    shifts = torch.stack([smooth(gradient, unit, boundary).flatten() for unit in units])
+    statistics = shift_statistics(gradient, size, target, boundary)
+    torch.testing.assert_close(statistics.products, shifts @ shifts.T)
+    torch.testing.assert_close(statistics.means, shifts.mean(1))
+    torch.testing.assert_close(statistics.target_products, shifts @ target.flatten())
+    torch.testing.assert_close(statistics.target_power, target.square().sum())
+    assert statistics.numel == gradient.numel()
+
+
+@given(SIZES, st.sampled_from([(9,), (7, 8)]), BOUNDARIES)
+def test_the_smoothing_matrix_smooths(size, shape, boundary):
+    gradient, kernel = tensor(*shape, seed=0), tensor(*[size] * len(shape), seed=1)
+    matrix = smoothing_matrix(kernel, shape, boundary)
+    torch.testing.assert_close(matrix @ gradient.flatten(), smooth(gradient, kernel, boundary).flatten())
+
+
+def test_values_that_are_not_finite_spread_and_nothing_else_does():
+    line = torch.ones(9)
+    line[4] = float("nan")
+    assert smooth(line, kernels.uniform(3)).isnan().tolist() == [3 <= i <= 5 for i in range(9)]
+    assert shift_statistics(line, 3).products.isnan().all()
+
+
+def test_one_element_under_one_tap():
+    assert smooth(torch.tensor([3.0]), torch.tensor([2.0])).tolist() == [6.0]
+    assert shift_statistics(torch.tensor([3.0]), 1).products.tolist() == [[9.0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_arithmetic_is_at_least_float32(dtype):
     line = tensor(50, seed=0).to(dtype)
     smoothed = smooth(line, kernels.uniform(5))
     assert smoothed.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(smoothed.double(), conv1d(line.double(), kernels.uniform(5).double()))
+    torch.testing.assert_close(smoothed.double(), convolution(line.double(), kernels.uniform(5).double()))
 
 
 @pytest.mark.parametrize("name", kernels.NAMED_KERNELS)
@@ -99,7 +157,15 @@ def test_the_uniform_response_dips_below_zero_and_the_binomial_never_does():
         (lambda: PictureShifts([torch.zeros(9, 9), torch.zeros(9, 8)], 3), "(9, 8)"),
         (lambda: kernels.uniform(4), "4"),
         (lambda: kernels.gaussian(5, sigma=0), "sigma"),
+        (lambda: kernels.laplacian(5, sigma=-1), "sigma"),
         (lambda: kernels.frequency_response(torch.ones(3, 3), torch.zeros(1)), "(3, 3)"),
+        (lambda: smooth(torch.zeros(9), torch.ones(3), "zero"), "'zero'"),
+        (lambda: shift_statistics(torch.zeros(9), 3, torch.zeros(8)), "(8,)"),
+        (lambda: shift_statistics(torch.zeros(3), 5), "(3,)"),
+        (lambda: shift_statistics(torch.zeros(4, 9), 5), "(4, 9)"),
+        (lambda: shift_statistics(torch.tensor(1.0), 1), "()"),
+        (lambda: shift_statistics(torch.zeros(9), 4), "4"),
+        (lambda: shift_statistics(torch.zeros(9), 3, boundary="zero"), "'zero'"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, said):

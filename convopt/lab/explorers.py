@@ -1,17 +1,19 @@
-"""Widgets for JupyterLab.
+"""Figures that follow the reader's hand: widgets for JupyterLab, and sliders for pages that have no kernel behind them.
 
-A figure is shown through an Image widget, not through ipywidgets' Output: executing a notebook with papermill now and
+A widget's figure is shown through an Image widget, not through ipywidgets' Output: executing a notebook with papermill now and
 then waits for ever for a cell whose Output widget was written to (nbclient issue 312).
 """
 
-from collections.abc import Callable
+import html
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from convopt.lab.figures import to_png
+from convopt.lab.figures import to_base64, to_png
 
 
 def explore(draw: Callable[..., Figure], description: str, **controls: ipywidgets.Widget) -> ipywidgets.Widget:
@@ -34,3 +36,40 @@ def explore(draw: Callable[..., Figure], description: str, **controls: ipywidget
         control.observe(update, names="value")
     update()
     return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), image])
+
+
+SHOW_FRAME = (
+    "for (const [i, frame] of this.closest('figure').querySelectorAll('img').entries()) {"
+    " frame.hidden = i != this.value;"
+    " if (!frame.hidden) this.nextElementSibling.value = frame.dataset.value }"
+)
+
+
+def slider(draw: Callable[[Any], Figure], description: str, label: str, values: Sequence[Any], start: int = 0) -> HTML:
+    """The figures that ``draw`` makes of each value, drawn beforehand, and a slider to choose among them.
+
+    It needs no kernel, no widget library and no network, so it works in a page from any disk. Where scripts do not run,
+    the figure of the first value shown stays.
+
+    Args:
+        draw: takes one value.
+        description: what the figures show, for readers who cannot see them; the value is added.
+        label: what the value is, beside the slider.
+        values: at least one; a picture each goes into the page.
+        start: index of the value that is shown first.
+    """
+    frames = []
+    for i, value in enumerate(values):
+        figure = draw(value)
+        alt = html.escape(f"{description}; {label} {value}")
+        hidden = "" if i == start else " hidden"
+        frames.append(
+            f'<img src="data:image/png;base64,{to_base64(figure)}" alt="{alt}" data-value="{html.escape(str(value))}"'
+            f' style="max-width: 100%"{hidden}>'
+        )
+        plt.close(figure)
+    control = (
+        f'<label>{html.escape(label)} <input type="range" min="0" max="{len(values) - 1}" value="{start}" '
+        f'oninput="{SHOW_FRAME}"> <output>{html.escape(str(values[start]))}</output></label>'
+    )
+    return HTML(f"<figure>{''.join(frames)}<figcaption>{control}</figcaption></figure>")

@@ -166,10 +166,15 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def to_base64(figure: Figure) -> str:
+    """The figure as a PNG file in base64, as a page's data URL takes it."""
+    return base64.b64encode(to_png(figure)).decode()
+
+
 def to_html(figure: Figure, alt: str) -> HTML:
     """The figure as a picture with alternative text inside the page, for glueing into another page."""
-    data = base64.b64encode(to_png(figure)).decode()
-    return HTML(f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt)}" style="max-width: 100%">')
+    picture = to_base64(figure)
+    return HTML(f'<img src="data:image/png;base64,{picture}" alt="{html.escape(alt)}" style="max-width: 100%">')
 
 
 def histories(columns: dict[str, dict[str, list[float]]], ylabels: dict[str, str]) -> Figure:

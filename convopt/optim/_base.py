@@ -136,8 +136,8 @@ def check_number(name: str, value: Any, *, at_least: float, below: float = math.
 def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:
     """The kernel that ``kernel_init`` describes: float32, shape ``(size,) * ndim``, summing to 1.
 
-    ``kernel_init`` is "uniform", "gaussian", "binomial", "identity" or a tensor of non-negative taps, of shape
-    ``(size,)`` or ``(size, size)``. Of a 1-D tensor the 2-D kernel is the outer product with itself, of a 2-D
+    ``kernel_init`` is a name of ``NAMED_KERNELS`` ("uniform", "laplacian", ...) or a tensor of non-negative taps, of
+    shape ``(size,)`` or ``(size, size)``. Of a 1-D tensor the 2-D kernel is the outer product with itself, of a 2-D
     tensor the 1-D kernel is the sum over its rows.
     """
     if isinstance(kernel_init, str) and kernel_init in NAMED_KERNELS:

@@ -26,7 +26,7 @@ class ConvolutionalSGD(SmoothingOptimizer):
         momentum: in [0, 1), as in torch.optim.SGD without dampening.
         kernel_size: taps, odd.
         kernel_lr: by how much the centre tap grows after a step whose loss fell.
-        kernel_init: "uniform", "gaussian", "binomial", "identity" or a tensor of ``kernel_size`` taps.
+        kernel_init: "uniform", another name of ``NAMED_KERNELS``, or a tensor of ``kernel_size`` taps.
 
     Raises:
         ValueError: an option is outside its range.

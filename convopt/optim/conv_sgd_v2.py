@@ -15,6 +15,7 @@ from convopt.optim._base import (
     together,
 )
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
+from convopt.theory.kernels import from_logits
 from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts
 from convopt.theory.snr import ema_powers
 
@@ -42,7 +43,7 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         momentum: in [0, 1), as in torch.optim.SGD without dampening.
         kernel_size: taps along each axis, odd.
         kernel_lr: learning rate of the logits.
-        kernel_init: "gaussian" (logits are its log), "uniform", "binomial", "identity", or a tensor of
+        kernel_init: "gaussian" (logits are its log), another name of ``NAMED_KERNELS``, or a tensor of
             ``kernel_size`` taps or of ``kernel_size`` x ``kernel_size``. A tap of zero stays zero under a softmax,
             so "identity" is a kernel that never changes.
         loss_weights: (d, s, v), the weights of direction, signal and smoothness. The default moved the kernel
@@ -201,7 +202,7 @@ def _logits_name(layout: Layout) -> str:
 
 
 def _kernel(group: dict[str, Any], name: str) -> Tensor:
-    return torch.softmax(group[name], 0)
+    return from_logits(group[name])
 
 
 def _shifts(grad: Tensor, layout: Layout, size: int) -> Shifts:

@@ -34,7 +34,7 @@ class LocalLossConvSGD(SmoothingOptimizer):
         kernel_size: taps, odd.
         local_lr: learning rate of the kernels.
         lambd: :math:`\lambda`, the weight of the variance, in units of 1 / gradient squared.
-        kernel_init: "uniform", "gaussian", "binomial", "identity" or a tensor of ``kernel_size`` taps.
+        kernel_init: "uniform", another name of ``NAMED_KERNELS``, or a tensor of ``kernel_size`` taps.
 
     Raises:
         ValueError: an option is outside its range.

@@ -1,8 +1,14 @@
-"""The losses that teach a kernel, as functions of the smoothed gradient.
+"""The losses that teach a kernel, with exact gradients in closed form: no finite differences, no autograd graph.
 
-For each loss there is its value and, in closed form, its derivative with respect to ``y = W * g``. The exact
-gradient with respect to the taps is then ``Shifts.correlate(derivative)``, and through a softmax or a normalisation
-one of the two functions at the end: no finite differences and no autograd graph.
+Each loss comes in two forms that agree:
+
+- as a function of the smoothed gradient ``y = W * g``, with its derivative there. The gradient with respect to the taps
+  is ``Shifts.correlate(derivative)``. For one step of a kernel at one gradient this is cheapest, and the optimizers
+  do it;
+- as a function of the taps (``..._of_taps``), from statistics that are computed once per gradient, after which every
+  kernel costs next to nothing: to look at the whole loss, or to minimise it.
+
+Through a softmax or a normalisation the gradient goes by one of the two functions at the end.
 """
 
 import math
@@ -10,6 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from convopt.theory.smoothing import ShiftStatistics
 
 
 class KernelLoss(NamedTuple):
@@ -32,14 +40,14 @@ def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Kernel
         grad: g, same shape and dtype.
         variance_weight: lambda, in units of 1 / gradient squared: the loss depends on the gradient's scale.
     """
-    cosine = _cosine_parts(smoothed.reshape(-1), grad.reshape(-1))[0]
+    cosine = _cosine_parts(*_powers(smoothed.reshape(-1), grad.reshape(-1)))[0]
     return KernelLoss(variance_weight * smoothed.var(correction=0) - cosine, cosine)
 
 
 def local_loss_derivative(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Tensor:
     """The derivative of :func:`local_loss` with respect to y, flattened."""
     y, g = smoothed.reshape(-1), grad.reshape(-1)
-    _, along_grad, along_smoothed = _cosine_parts(y, g)
+    _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
     slope = 2 * variance_weight / y.numel()
     return torch.addcmul(y * (along_smoothed + slope), g, along_grad, value=-1).sub_(slope * y.mean())
 
@@ -54,7 +62,7 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
         weights: (d, s, v), the weights of direction, signal and smoothness.
     """
     direction, closeness, smoothness = weights
-    cosine = _cosine_parts(smoothed.reshape(-1), grad.reshape(-1))[0]
+    cosine = _cosine_parts(*_powers(smoothed.reshape(-1), grad.reshape(-1)))[0]
     error = (smoothed - signal).square().mean()
     roughness = smoothed.var(correction=0) * _reciprocal(grad.var(correction=0))
     return KernelLoss(direction * (1 - cosine) + closeness * error + smoothness * roughness, cosine)
@@ -66,7 +74,7 @@ def three_part_loss_derivative(
     """The derivative of :func:`three_part_loss` with respect to y, flattened."""
     direction, closeness, smoothness = weights
     y, g = smoothed.reshape(-1), grad.reshape(-1)
-    _, along_grad, along_smoothed = _cosine_parts(y, g)
+    _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
     slope = 2 * closeness / y.numel()
     derivative = torch.addcmul(y * (direction * along_smoothed + slope), g, along_grad, value=-direction)
     if closeness:
@@ -77,16 +85,149 @@ def three_part_loss_derivative(
     return derivative
 
 
-def _cosine_parts(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """cos(g, y) of two vectors, and the factors of g and of -y in its derivative with respect to y.
+class TapsLoss(NamedTuple):
+    """A kernel loss as a function of the taps.
+
+    Attributes:
+        value: the loss, a 0-dim tensor.
+        gradient: its gradient with respect to the taps, in their shape.
+    """
+
+    value: Tensor
+    gradient: Tensor
+
+
+def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weight: float) -> TapsLoss:
+    """The README's kernel loss ``-cos(g, W * g) + lambda Var(W * g)``; see :func:`local_loss`.
+
+    With w the taps and A, b, m of :class:`~convopt.theory.smoothing.ShiftStatistics`:
+    ``cos = w.b / (|g| sqrt(w'Aw))`` and ``Var = w'Aw / N - (w.m)^2``.
+
+    Args:
+        taps: the kernel as it is, not normalised, any shape of as many elements as there are shifts.
+        statistics: of g.
+        variance_weight: lambda, in units of 1 / gradient squared.
+
+    Returns:
+        In the statistics' dtype. For a zero gradient, both are 0.
+
+    Raises:
+        ValueError: the number of taps does not fit.
+    """
+    w, along_taps, power = _quadratic_form(taps, statistics)
+    middle = statistics.products[len(w) // 2]
+    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, middle, middle[len(w) // 2])
+    variance, variance_gradient = _variance_of_taps(w, along_taps, power, statistics)
+    return TapsLoss(
+        variance_weight * variance - cosine,
+        (variance_weight * variance_gradient - cosine_gradient).view(taps.shape),
+    )
+
+
+def three_part_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, weights: tuple[float, float, float]) -> TapsLoss:
+    """ConvolutionalSGDv2's loss; see :func:`three_part_loss`.
+
+    Args:
+        taps: the kernel as it is, not normalised, any shape of as many elements as there are shifts.
+        statistics: of g, with the estimate of the clean gradient as the target.
+        weights: (d, s, v), the weights of direction, signal and smoothness.
+
+    Returns:
+        In the statistics' dtype.
+
+    Raises:
+        ValueError: the number of taps does not fit.
+    """
+    direction, closeness, smoothness = weights
+    w, along_taps, power = _quadratic_form(taps, statistics)
+    centre, numel = len(w) // 2, statistics.numel
+    middle = statistics.products[centre]
+    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, middle, middle[centre])
+    variance, variance_gradient = _variance_of_taps(w, along_taps, power, statistics)
+    error = (power - 2 * torch.dot(w, statistics.target_products) + statistics.target_power) / numel
+    error_gradient = 2 / numel * (along_taps - statistics.target_products)
+    scale = smoothness * _reciprocal(middle[centre] / numel - statistics.means[centre].square())
+    return TapsLoss(
+        direction * (1 - cosine) + closeness * error + scale * variance,
+        (scale * variance_gradient + closeness * error_gradient - direction * cosine_gradient).view(taps.shape),
+    )
+
+
+def cross_loss_of_taps(taps: Tensor, statistics: ShiftStatistics) -> TapsLoss:
+    """The cross-gradient loss ``-cos(g', W * g)``, with g' another batch's gradient as the statistics' target.
+
+    Other than ``-cos(g, W * g)`` it speaks of the signal: ``E<g', W * g> = <s, W * s>``. Average the statistics over
+    pairs of batches first, because the mean of a ratio is not the ratio of the means.
+
+    Args:
+        taps: the kernel as it is, not normalised, any shape of as many elements as there are shifts.
+        statistics: of g, with g' as the target.
+
+    Returns:
+        In the statistics' dtype; both are 0 where a gradient is zero. The loss does not change when the taps or either
+        gradient are multiplied by a positive number.
+
+    Raises:
+        ValueError: the number of taps does not fit.
+    """
+    w, along_taps, power = _quadratic_form(taps, statistics)
+    cosine, gradient = _cosine_of_taps(w, along_taps, power, statistics.target_products, statistics.target_power)
+    return TapsLoss(-cosine, -gradient.view(taps.shape))
+
+
+def wiener_taps(statistics: ShiftStatistics) -> Tensor:
+    """The taps that minimise :func:`cross_loss_of_taps`: ``A^-1 c``, Wiener's filter of finite length, ``(n,)``.
+
+    They also minimise ``|g' - W * g|^2``, which sets their scale; smoothing is free to choose another positive one. Of
+    several minimisers (g is zero, or too short for so many taps) it is the one of least norm.
+
+    Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949; the normal equations.
+    """
+    return torch.linalg.pinv(statistics.products, hermitian=True) @ statistics.target_products
+
+
+def _quadratic_form(taps: Tensor, statistics: ShiftStatistics) -> tuple[Tensor, Tensor, Tensor]:
+    """The taps w as a vector, A w, and |W * g|^2 = w'Aw."""
+    products = statistics.products
+    if taps.numel() != len(products):
+        raise ValueError(f"taps must have {len(products)} elements, one per shift, got shape {tuple(taps.shape)}")
+    w = taps.reshape(-1).to(products.dtype)
+    along_taps = products @ w
+    return w, along_taps, torch.dot(w, along_taps)
+
+
+def _cosine_of_taps(
+    w: Tensor, along_taps: Tensor, power: Tensor, target_products: Tensor, target_power: Tensor
+) -> tuple[Tensor, Tensor]:
+    """cos(target, W * g) and its gradient."""
+    cosine, along_target, along_smoothed = _cosine_parts(power, target_power, torch.dot(w, target_products))
+    return cosine, target_products * along_target - along_taps * along_smoothed
+
+
+def _variance_of_taps(
+    w: Tensor, along_taps: Tensor, power: Tensor, statistics: ShiftStatistics
+) -> tuple[Tensor, Tensor]:
+    """Var(W * g) and its gradient."""
+    mean = torch.dot(w, statistics.means)
+    variance = power / statistics.numel - mean.square()
+    return variance, 2 / statistics.numel * along_taps - 2 * mean * statistics.means
+
+
+def _powers(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """|y|^2, |g|^2 and <y, g> of two vectors."""
+    return torch.dot(y, y), torch.dot(g, g), torch.dot(y, g)
+
+
+def _cosine_parts(power: Tensor, target_power: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """cos(target, y) from |y|^2, |target|^2 and <y, target>, and the factors of target and of -y in its derivative.
 
     All three are 0 where a vector is zero.
     """
-    squared_norms = torch.stack((torch.dot(y, y), torch.dot(g, g)))
-    inverse_y, inverse_g = squared_norms.rsqrt().nan_to_num(nan=math.nan, posinf=0).unbind()
-    along_grad = inverse_y * inverse_g
-    cosine = torch.dot(y, g) * along_grad
-    return cosine, along_grad, cosine * inverse_y * inverse_y
+    inverse_norms = torch.stack((power, target_power)).rsqrt().nan_to_num(nan=math.nan, posinf=0)
+    inverse_norm, inverse_target = inverse_norms.unbind()
+    along_target = inverse_norm * inverse_target
+    cosine = product * along_target
+    return cosine, along_target, cosine * inverse_norm * inverse_norm
 
 
 def _reciprocal(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ the taps of an averaging kernel sum to 1, so that a constant gradient passes unc
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,8 +31,7 @@ def gaussian(size: int, ndim: int = 1, sigma: float | None = None) -> Tensor:
     """
     check_size(size, "size")
     sigma = size / 4 if sigma is None else sigma
-    if not sigma > 0:
-        raise ValueError(f"sigma must be positive, got {sigma!r}")
+    _check_positive("sigma", sigma)
     distance = torch.arange(size, dtype=torch.float64) - size // 2
     profile = torch.exp(-(distance**2) / (2 * sigma**2))
     return _separable(profile / profile.sum(), ndim)
@@ -47,6 +47,36 @@ def binomial(size: int, ndim: int = 1) -> Tensor:
     return _separable(row / row.sum(), ndim)
 
 
+def laplacian(size: int, ndim: int = 1, sigma: float = 1.0) -> Tensor:
+    """The kernel of Laplacian smoothing, cut to ``size`` taps, float32, ``(size,) * ndim``; along each axis in turn.
+
+    The inverse of ``I - sigma * Laplacian`` weighs a neighbour at distance d by ``rho ** d`` with
+    ``rho = (2 sigma + 1 - sqrt(4 sigma + 1)) / (2 sigma)``. Its response :func:`laplacian_response` is positive; that
+    of the cut kernel need not be where ``rho ** (size // 2)`` is not small.
+
+    Args:
+        size: taps along each axis, odd.
+        ndim: axes.
+        sigma: strength, positive, in taps squared.
+
+    Source: Osher et al., Laplacian Smoothing Gradient Descent (arXiv:1806.06317), equation 4.
+    """
+    check_size(size, "size")
+    _check_positive("sigma", sigma)
+    rho = (2 * sigma + 1 - math.sqrt(4 * sigma + 1)) / (2 * sigma)
+    profile = rho ** (torch.arange(size, dtype=torch.float64) - size // 2).abs()
+    return _separable(profile / profile.sum(), ndim)
+
+
+def laplacian_response(frequencies: Tensor, sigma: float = 1.0) -> Tensor:
+    """``1 / (1 + 2 sigma (1 - cos omega))``, the response of Laplacian smoothing with all its taps.
+
+    ``frequencies`` are in radians per tap, any shape; ``sigma`` is positive. Source: as for :func:`laplacian`.
+    """
+    _check_positive("sigma", sigma)
+    return 1 / (1 + 2 * sigma * (1 - torch.cos(frequencies)))
+
+
 def identity(size: int, ndim: int = 1) -> Tensor:
     """The kernel that changes nothing, float32, shape ``(size,) * ndim``: 1 at the centre, 0 elsewhere."""
     check_size(size, "size")
@@ -55,7 +85,18 @@ def identity(size: int, ndim: int = 1) -> Tensor:
     return _separable(centre, ndim)
 
 
-NAMED_KERNELS = {"uniform": uniform, "gaussian": gaussian, "binomial": binomial, "identity": identity}
+NAMED_KERNELS = {
+    "uniform": uniform,
+    "gaussian": gaussian,
+    "binomial": binomial,
+    "laplacian": laplacian,
+    "identity": identity,
+}
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
 
 
 def _separable(profile: Tensor, ndim: int) -> Tensor:
@@ -77,18 +118,163 @@ def clip_to_simplex(kernel: Tensor) -> Tensor:
     return torch.where(total > 0, clipped / total, torch.full_like(kernel, 1 / kernel.numel()))
 
 
-def frequency_response(kernel: Tensor, frequencies: Tensor) -> Tensor:
-    """The real part of the response of a 1-D kernel: ``sum_i w_i cos(omega (i - centre))``.
+def from_logits(logits: Tensor) -> Tensor:
+    """The softmax over all taps: a kernel on the simplex, of the shape of ``logits``. Its taps are positive."""
+    return torch.softmax(logits.reshape(-1), 0).view(logits.shape)
+
+
+def frequency_response(kernel: Tensor, *frequencies: Tensor) -> Tensor:
+    """The real part of a kernel's response: ``sum_i w_i cos(omega . (i - centre))``.
 
     Args:
-        kernel: taps, shape ``(k,)``.
-        frequencies: angular frequencies in radians per tap, 0 to pi, any shape.
+        kernel: taps, shape ``(k,)`` or ``(k, k)``.
+        frequencies: angular frequencies in radians per tap, 0 to pi, one tensor for each axis of the kernel; of any
+            shapes that broadcast.
 
     Returns:
-        Tensor of the shape of ``frequencies`` in its dtype. For a symmetric kernel this is the factor by which
-        smoothing scales that frequency. Where it is negative, the smoothed gradient points uphill.
+        Tensor of the broadcast shape of ``frequencies`` in their dtype. For a symmetric kernel this is the factor by
+        which smoothing scales that frequency. Where it is negative, the smoothed gradient points uphill.
+
+    Raises:
+        ValueError: there is not one tensor of frequencies for each axis.
     """
-    if kernel.ndim != 1:
-        raise ValueError(f"kernel must be one-dimensional, got shape {tuple(kernel.shape)}")
-    distance = torch.arange(kernel.numel(), dtype=frequencies.dtype) - kernel.numel() // 2
-    return torch.cos(frequencies.unsqueeze(-1) * distance) @ kernel.to(frequencies.dtype)
+    if kernel.ndim != len(frequencies) or kernel.ndim not in (1, 2):
+        raise ValueError(
+            f"kernel must have one or two axes and one tensor of frequencies for each, got shape "
+            f"{tuple(kernel.shape)} and {len(frequencies)}"
+        )
+    frequencies = torch.broadcast_tensors(*frequencies)
+    distances = torch.cartesian_prod(*[torch.arange(size) - size // 2 for size in kernel.shape]).view(-1, kernel.ndim)
+    phases = torch.stack(frequencies, -1) @ distances.T.to(frequencies[0].dtype)
+    return torch.cos(phases) @ kernel.reshape(-1).to(frequencies[0].dtype)
+
+
+def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest point of the frequency response of a kernel that is symmetric along each axis.
+
+    Args:
+        kernel: taps, shape ``(k,)`` or ``(k, k)``, k odd.
+
+    Returns:
+        The minimum over all frequencies from 0 to pi, 0-dim, to about 1e-9 of the sum of the absolute taps, and the
+        frequencies where it is taken, in radians per tap, ``(kernel.ndim,)``; both float64.
+
+    Raises:
+        ValueError: the kernel is not finite or not symmetric along each axis.
+    """
+    kernel = _symmetric_kernel(kernel)
+    # The response is a trigonometric polynomial of degree k // 2: on this grid every valley spans several points.
+    points = 8 * kernel.shape[0] + 1
+    spacing = torch.pi / (points - 1)
+    grid = torch.meshgrid(*[torch.linspace(0, torch.pi, points, dtype=torch.float64)] * kernel.ndim, indexing="ij")
+    values = frequency_response(kernel, *grid)
+    neighbourhood = F.max_pool2d(-values.reshape(1, points, -1), 3, stride=1, padding=1).view_as(values)
+    bottoms = (-values >= neighbourhood).flatten().nonzero().squeeze(1)
+    bottoms = bottoms[values.flatten()[bottoms].argsort()[:64]]
+    best = torch.stack([axis.flatten()[bottoms] for axis in grid], 1)
+    offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, 9, dtype=torch.float64)] * kernel.ndim)
+    while spacing > 1e-6:
+        nearby = (best.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
+        lowest = frequency_response(kernel, *nearby.unbind(-1)).argmin(1)
+        best = nearby[torch.arange(len(nearby)), lowest]
+        spacing /= 4
+    values = frequency_response(kernel, *best.T)
+    return values.min(), best[values.argmin()]
+
+
+def is_positive_semidefinite(kernel: Tensor, tolerance: float = 1e-7) -> bool:
+    """Whether smoothing with the kernel never turns a gradient uphill: ``<g, W * g> >= 0`` for every g.
+
+    Meant for circular and for symmetric boundaries, on tensors of any size, where it says that the response is nowhere
+    negative. Padding by reflection breaks it: see ``smoothing_matrix``.
+
+    Args:
+        kernel: taps, shape ``(k,)`` or ``(k, k)``, k odd, symmetric along each axis.
+        tolerance: how far below zero the response may dip, relative to the sum of the absolute taps.
+
+    Raises:
+        ValueError: the kernel is not finite or not symmetric along each axis.
+    """
+    return bool(minimum_response(kernel)[0] >= -tolerance * kernel.abs().sum())
+
+
+def ascent_gradient(kernel: Tensor) -> Tensor | None:
+    """A gradient g that smoothing turns uphill, ``<g, W * g> < 0``, under circular and under symmetric boundaries.
+
+    Args:
+        kernel: taps, shape ``(k,)`` or ``(k, k)``, k odd, symmetric along each axis.
+
+    Returns:
+        A wave of a frequency where the response is negative, float64, with as many axes as the kernel; None if the
+        kernel is positive semidefinite.
+
+    Raises:
+        ValueError: the kernel is not finite or not symmetric along each axis.
+    """
+    if is_positive_semidefinite(kernel):
+        return None
+    frequencies = minimum_response(kernel)[1]
+    length = 2 * kernel.shape[0]
+    while True:
+        # Waves of whole periods, short of the highest frequency, fit both boundaries.
+        periods = (frequencies * length / (2 * torch.pi)).round().clamp_max(length // 2 - 1)
+        waves = 2 * torch.pi * periods / length
+        if frequency_response(kernel, *waves) < 0:
+            break
+        length *= 2
+    positions = torch.arange(length, dtype=torch.float64) + 0.5
+    profiles = [torch.cos(wave * positions) for wave in waves]
+    return profiles[0] if kernel.ndim == 1 else torch.outer(*profiles)
+
+
+def project_positive_semidefinite(kernel: Tensor) -> Tensor:
+    """The nearest kernel of the same size, in the Euclidean norm, whose response is nowhere negative, rescaled.
+
+    The kernels whose response is non-negative form a cone; the projection onto it is a non-negative least-squares
+    problem, whose unknowns are the multipliers of the frequencies where the response is negative. They are added one
+    by one, the worst first. What is left of order 1e-9 is removed by adding to the centre tap, and the result is scaled
+    to the sum of ``kernel``. Needs scipy, which ``convopt[lab]`` installs.
+
+    Args:
+        kernel: taps, shape ``(k,)`` or ``(k, k)``, k odd, symmetric along each axis, with a positive sum.
+
+    Returns:
+        Tensor of the kernel's shape and dtype; the kernel itself where it is positive semidefinite.
+
+    Raises:
+        ValueError: the kernel is not finite, not symmetric along each axis, or its sum is not positive.
+    """
+    from scipy.optimize import nnls
+
+    if is_positive_semidefinite(kernel, tolerance=0):
+        return kernel.clone()
+    taps = _symmetric_kernel(kernel)
+    if not taps.sum() > 0:
+        raise ValueError(f"kernel must have a positive sum, got {kernel}")
+    distances = torch.arange(taps.shape[0]) - taps.shape[0] // 2
+    waves, nearest = [], taps
+    for _ in range(100):
+        lowest, frequencies = minimum_response(nearest)
+        if lowest > -1e-9 * taps.abs().sum():
+            break
+        profiles = torch.cos(frequencies.unsqueeze(1) * distances)
+        waves.append(profiles[0] if taps.ndim == 1 else torch.outer(*profiles))
+        violated = torch.stack(waves).flatten(1)
+        multipliers, _ = nnls(-violated.T.numpy(), taps.flatten().numpy())
+        nearest = taps + (torch.from_numpy(multipliers) @ violated).view(taps.shape)
+    nearest.view(-1)[taps.numel() // 2] += (-minimum_response(nearest)[0]).clamp_min(0)
+    return (nearest * (taps.sum() / nearest.sum())).to(kernel.dtype)
+
+
+def _symmetric_kernel(kernel: Tensor) -> Tensor:
+    """The kernel in float64; ValueError unless it is finite and symmetric along each axis, of odd size."""
+    if kernel.ndim not in (1, 2) or len(set(kernel.shape)) != 1:
+        raise ValueError(f"kernel must have shape (k,) or (k, k), got {tuple(kernel.shape)}")
+    check_size(kernel.shape[0], "the kernel's size")
+    taps = kernel.detach().to("cpu", torch.float64)
+    largest = taps.abs().max()
+    if not largest.isfinite():
+        raise ValueError(f"kernel must be finite, got {kernel}")
+    if any((taps - taps.flip(axis)).abs().max() > 1e-6 * largest for axis in range(taps.ndim)):
+        raise ValueError(f"kernel must be symmetric along each axis, got {kernel}")
+    return taps

@@ -1,17 +1,26 @@
-"""Convolving a gradient with a kernel, and the derivative of that with respect to the taps.
+"""Convolving a gradient with a kernel, and what a loss of the taps needs to know of the gradient.
 
 Throughout, "convolve" is what ``torch.nn.functional.conv1d`` does: ``(W * g)[n] = sum_i w_i g[n + i - c]`` with
 centre ``c``. For the symmetric kernels that smoothing is about, it makes no difference. Beyond its edges a gradient
-goes on by reflection (the README's choice, torch's "reflect": the edge value is not repeated).
+``[a, b, c, d]`` goes on
+
+- by "reflect" to ``c b | a b c d | c b``, the README's choice and the optimizers', which is not symmetric as a matrix;
+- by "symmetric" (half-sample symmetric, as the DCT-II sees it) to ``b a | a b c d | d c``;
+- by "circular" (as the FFT sees it) to ``c d | a b c d | a b``.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from convopt.theory.kernels import check_size
+
+Boundary = Literal["reflect", "symmetric", "circular"]
 
 CACHE = 2**19
 """Elements, 2 MiB of float32: what the second-level cache of one core holds."""
@@ -70,12 +79,13 @@ class LineShifts(Shifts):
     Args:
         lines: vectors of one dtype and device, each at least ``size`` long.
         size: taps, odd.
+        boundary: how each vector goes on beyond its ends.
 
     Raises:
         ValueError: a vector is shorter than the kernel.
     """
 
-    def __init__(self, lines: Sequence[Tensor], size: int):
+    def __init__(self, lines: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
         lengths = tuple(line.numel() for line in lines)
         if min(lengths) < size:
             raise ValueError(
@@ -89,7 +99,7 @@ class LineShifts(Shifts):
             pieces += [line.to(dtype), gap]
         pieces[-1] = gap[:radius]
         buffer = torch.cat(pieces)
-        margins, sources = _reflection(lengths, radius, buffer.device)
+        margins, sources = _margins(lengths, radius, boundary, buffer.device)
         buffer.index_copy_(0, margins, buffer.index_select(0, sources))
         super().__init__(buffer, size, rows=1, row=0)
         self._sections = [section for length in lengths for section in (length, 2 * radius)][:-1]
@@ -105,12 +115,13 @@ class PictureShifts(Shifts):
         pictures: tensors of one dtype and device and any memory layout, of shapes ``(..., H, W)`` with one common
             W, H and W at least ``size``.
         size: taps along each of the two axes, odd.
+        boundary: how each picture goes on beyond its edges.
 
     Raises:
         ValueError: the kernel is larger than a picture, or widths differ.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], size: int):
+    def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
         self._shapes = [picture.shape for picture in pictures]
         if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1] != self._shapes[0][-1] for shape in self._shapes):
             raise ValueError(
@@ -119,7 +130,7 @@ class PictureShifts(Shifts):
             )
         dtype, radius = _arithmetic_dtype(pictures[0]), size // 2
         padded = [
-            F.pad(picture.to(dtype).reshape(1, -1, *picture.shape[-2:]), (radius,) * 4, mode="reflect")[0]
+            _extend(picture.to(dtype).reshape(-1, *picture.shape[-2:]), radius, radius, boundary)
             for picture in pictures
         ]
         self._padded_shapes = [stack.shape for stack in padded]
@@ -140,41 +151,154 @@ def _join(tensors: list[Tensor]) -> Tensor:
     return torch.cat(flat) if len(flat) > 1 else flat[0]
 
 
-def smooth(gradient: Tensor, kernel: Tensor) -> Tensor:
-    """Convolve a gradient with a kernel, beyond its edges continued by reflection.
+def smooth(gradient: Tensor, kernel: Tensor, boundary: Boundary = "reflect") -> Tensor:
+    """Convolve a gradient with a kernel.
 
     Args:
         gradient: floating-point tensor, ``(N,)`` for a kernel of shape ``(k,)``, ``(..., H, W)`` for ``(k, k)``.
         kernel: taps, k odd and at most the length of each smoothed axis.
+        boundary: how the gradient goes on beyond its edges, see above.
 
     Returns:
-        Tensor of the gradient's shape, float32 (float64 for a float64 gradient).
+        Tensor of the gradient's shape, float32 (float64 for a float64 gradient). Values that are not finite spread
+        to their neighbours.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or no such boundary.
     """
     if kernel.ndim not in (1, 2) or len(set(kernel.shape)) != 1 or kernel.shape[0] % 2 == 0:
         raise ValueError(f"kernel must have shape (k,) or (k, k) with k odd, got {tuple(kernel.shape)}")
     if kernel.ndim == 1 and gradient.ndim != 1:
         raise ValueError(f"gradient must be a vector for a kernel of one axis, got shape {tuple(gradient.shape)}")
-    size = kernel.shape[0]
-    shifts = LineShifts([gradient], size) if kernel.ndim == 1 else PictureShifts([gradient], size)
-    return shifts.smooth(kernel)[0]
+    _check_boundary(boundary)
+    shifts = LineShifts if kernel.ndim == 1 else PictureShifts
+    return shifts([gradient], kernel.shape[0], boundary).smooth(kernel)[0]
+
+
+def smoothing_matrix(kernel: Tensor, shape: Sequence[int], boundary: Boundary = "reflect") -> Tensor:
+    """The matrix K with ``K g = W * g`` for flattened gradients of ``shape``: float64, ``(numel, numel)``.
+
+    Smoothing descends for every gradient if and only if the symmetric part of K is positive semidefinite.
+    ValueError as for :func:`smooth`.
+    """
+    units = torch.eye(torch.Size(shape).numel(), dtype=torch.float64)
+    return torch.stack([smooth(unit.view(*shape), kernel, boundary).flatten() for unit in units], 1)
+
+
+class ShiftStatistics(NamedTuple):
+    """Inner products of a gradient's shifted copies: all that the kernel losses need to know of it.
+
+    ``shift_i g`` is the copy that tap ``i`` weighs, so that ``W * g = sum_i w_i shift_i g``; the taps of a kernel of
+    two axes are counted row by row. With n taps and N elements:
+
+    Attributes:
+        products: A, ``A_ij = <shift_i g, shift_j g>``, ``(n, n)``. Its middle row is ``b_i = <g, shift_i g>``.
+        means: m, ``m_i = mean(shift_i g)``, ``(n,)``.
+        target_products: c, ``c_i = <target, shift_i g>``, ``(n,)``.
+        target_power: ``|target|^2``, 0-dim.
+        numel: N.
+    """
+
+    products: Tensor
+    means: Tensor
+    target_products: Tensor
+    target_power: Tensor
+    numel: int
+
+
+def shift_statistics(
+    gradient: Tensor, size: int, target: Tensor | None = None, boundary: Boundary = "reflect"
+) -> ShiftStatistics:
+    """The statistics of a gradient's shifts: one pass over it, no convolution per tap.
+
+    Args:
+        gradient: floating-point vector, for a kernel of ``size`` taps, or ``(..., H, W)``, for ``size`` x ``size``.
+        size: taps along each axis, odd and at most the length of each smoothed axis.
+        target: what the smoothed gradient is compared with (a moving average, another batch's gradient), of the
+            gradient's shape; None takes the gradient itself.
+        boundary: how the gradient goes on beyond its edges.
+
+    Returns:
+        float32, or float64 for a float64 gradient. Values that are not finite make the statistics so.
+
+    Raises:
+        ValueError: the shapes do not fit, or no such boundary.
+    """
+    target = gradient if target is None else target
+    check_size(size, "size")
+    _check_boundary(boundary)
+    if target.shape != gradient.shape:
+        raise ValueError(f"target must have the gradient's shape {tuple(gradient.shape)}, got {tuple(target.shape)}")
+    if gradient.ndim == 0 or min(gradient.shape[-2:]) < size:
+        raise ValueError(
+            f"gradient must have at least {size} elements along each smoothed axis, got {tuple(gradient.shape)}"
+        )
+    dtype = _arithmetic_dtype(gradient)
+    # A vector is a picture of one row under a kernel of one row.
+    height, width = (1, *gradient.shape) if gradient.ndim == 1 else gradient.shape[-2:]
+    rows = 1 if gradient.ndim == 1 else size
+    fields, targets = (tensor.to(dtype).reshape(-1, height, width) for tensor in (gradient, target))
+    padded = _extend(fields, rows // 2, size // 2, boundary)
+    # For each row, of all fields one below the other, its copies for the shifts along the row.
+    copies = F.pad(padded.flatten(0, 1), (0, 0, 0, rows - 1)).unfold(1, width, 1).contiguous()
+    lines = padded.shape[0] * padded.shape[1]
+    # Products of a row's copies with those of the rows below depend on the distance of the rows alone. Windows that
+    # reach into the next field are computed and never summed.
+    below = copies.as_strided((lines, rows * size, width), copies.stride())
+    pairs = torch.bmm(copies[:lines], below.mT).view(*padded.shape[:2], size, rows, size)
+    products = pairs.new_zeros(rows, size, rows, size)
+    for row in range(rows):
+        sums = pairs[:, row : row + height].sum((0, 1))
+        for distance in range(rows - row):
+            products[row, :, row + distance] = sums[:, distance]
+            products[row + distance, :, row] = sums[:, distance].T
+    row_sums = copies[:lines].sum(-1).view(*padded.shape[:2], size)
+    sums = torch.stack([row_sums[:, row : row + height].sum((0, 1)) for row in range(rows)])
+    spread = F.pad(targets, (0, 0, 0, rows - 1)).view(lines, 1, width)
+    return ShiftStatistics(
+        products=products.view(rows * size, rows * size),
+        means=sums.flatten() / gradient.numel(),
+        target_products=torch.bmm(spread, below.mT).sum((0, 1)),
+        target_power=targets.square().sum(),
+        numel=gradient.numel(),
+    )
+
+
+def _check_boundary(boundary: str) -> None:
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"boundary must be one of {', '.join(get_args(Boundary))}, got {boundary!r}")
 
 
 def _arithmetic_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary) -> Tensor:
+    """Fields ``(n, H, W)`` with ``rows`` more above and below, ``columns`` more at the left and the right."""
+    if boundary != "symmetric":
+        return F.pad(fields.unsqueeze(0), (columns, columns, rows, rows), mode=boundary)[0]
+    for axis, margin in ((1, rows), (2, columns)):
+        length = fields.shape[axis]
+        position = torch.arange(-margin, length + margin, device=fields.device)
+        position = torch.where(position < 0, -1 - position, position)
+        position = torch.where(position >= length, 2 * length - 1 - position, position)
+        fields = fields.index_select(axis, position)
+    return fields
+
+
 @lru_cache(maxsize=256)
-def _reflection(lengths: tuple[int, ...], radius: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of the margins in a buffer of lines with ``radius`` on either side, and of what they reflect."""
+def _margins(lengths: tuple[int, ...], radius: int, boundary: Boundary, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Positions of the margins in a buffer of lines with ``radius`` on either side, and of what they repeat."""
     margins, sources, start = [], [], radius
     for length in lengths:
         end = start + length - 1
         for distance in range(1, radius + 1):
             margins += [start - distance, end + distance]
-            sources += [start + distance, end - distance]
+            sources += {
+                "reflect": [start + distance, end - distance],
+                "symmetric": [start + distance - 1, end - distance + 1],
+                "circular": [end - distance + 1, start + distance - 1],
+            }[boundary]
         start += length + 2 * radius
     return torch.tensor(margins, device=device, dtype=torch.long), torch.tensor(
         sources, device=device, dtype=torch.long

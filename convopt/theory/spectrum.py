@@ -1,0 +1,169 @@
+"""Gradients in the frequency domain of a grid: the orthonormal DCT-II, spectra, radial bins, Wiener's gain.
+
+In the basis of the DCT-II along some axes, every kernel that is symmetric along each of them, under half-sample
+symmetric boundaries, is a pointwise gain: its frequency response on the grid of :func:`frequencies`.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from convopt.theory.kernels import frequency_response
+
+
+def frequencies(length: int) -> Tensor:
+    """The frequencies of the DCT-II along an axis of ``length`` elements: ``pi i / length``, radians, float64."""
+    return torch.pi / length * torch.arange(length, dtype=torch.float64)
+
+
+@lru_cache(maxsize=64)
+def dct_matrix(length: int) -> Tensor:
+    """The orthonormal DCT-II as a matrix, ``(length, length)``, float64, row i the wave of frequency i. Only read it.
+
+    Source: Strang, The Discrete Cosine Transform, SIAM Review 41(1), 1999.
+    """
+    if length < 1:
+        raise ValueError(f"length must be positive, got {length!r}")
+    waves = torch.cos(frequencies(length).unsqueeze(1) * (torch.arange(length) + 0.5))
+    waves *= math.sqrt(2 / length)
+    waves[0] /= math.sqrt(2)
+    return waves
+
+
+def dct(field: Tensor, axes: Sequence[int]) -> Tensor:
+    """The orthonormal DCT-II of a floating-point tensor along ``axes``, in its shape and dtype; norms stay the same.
+
+    ValueError for an axis that is out of range or given twice.
+    """
+    for axis in _checked_axes(field, axes):
+        matrix = dct_matrix(field.shape[axis]).to(field)
+        field = (field.transpose(axis, -1) @ matrix.T).transpose(axis, -1)
+    return field
+
+
+def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
+    """The inverse of :func:`dct` along ``axes``."""
+    for axis in _checked_axes(spectrum, axes):
+        matrix = dct_matrix(spectrum.shape[axis]).to(spectrum)
+        spectrum = (spectrum.transpose(axis, -1) @ matrix).transpose(axis, -1)
+    return spectrum
+
+
+def kernel_gain(kernel: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gain of a kernel symmetric along each axis on the DCT's frequencies of a grid: float64, ``shape``.
+
+    ``kernel`` is ``(k,)`` or ``(k, k)``, ``shape`` has as many axes, each at least k long; ValueError otherwise.
+    """
+    if kernel.ndim != len(shape) or any(length < size for length, size in zip(shape, kernel.shape, strict=True)):
+        raise ValueError(
+            f"kernel must have as many axes as the grid {tuple(shape)} and be no longer, got shape "
+            f"{tuple(kernel.shape)}"
+        )
+    return frequency_response(kernel, *torch.meshgrid(*[frequencies(length) for length in shape], indexing="ij"))
+
+
+def apply_gain(field: Tensor, gain: Tensor) -> Tensor:
+    """Scale each frequency along the trailing axes of ``field`` by ``gain``, in the field's shape and dtype.
+
+    With a gain that is nowhere negative, the result never points uphill: its inner product with ``field`` is not
+    negative.
+
+    Args:
+        field: floating-point, ``(..., *gain.shape)``.
+        gain: factors on the DCT's frequencies.
+
+    Raises:
+        ValueError: the trailing axes are not those of the gain.
+    """
+    if gain.ndim == 0 or field.shape[-gain.ndim :] != gain.shape:
+        raise ValueError(f"field must have trailing axes {tuple(gain.shape)}, got shape {tuple(field.shape)}")
+    axes = range(-gain.ndim, 0)
+    return idct(dct(field, axes) * gain.to(field), axes)
+
+
+def cross_spectrum(a: Tensor, b: Tensor, axes: Sequence[int]) -> Tensor:
+    """The product of two fields' DCTs along ``axes``, averaged over all other axes: in the order of ``axes``.
+
+    With a and b two independent estimates of one gradient, each element's expectation is the power of the signal at
+    that frequency, without bias; it may come out negative. ValueError for different shapes.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"fields must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    axes = _checked_axes(a, axes)
+    product = (dct(a, axes) * dct(b, axes)).movedim(axes, tuple(range(-len(axes), 0)))
+    return product.reshape(-1, *product.shape[-len(axes) :]).mean(0)
+
+
+def power_spectrum(field: Tensor, axes: Sequence[int]) -> Tensor:
+    """The square of a field's DCT along ``axes``, averaged over all other axes: the power of signal and noise."""
+    return cross_spectrum(field, field, axes)
+
+
+def radial_frequency(shape: Sequence[int]) -> Tensor:
+    """``sqrt((i / H)^2 + (j / W)^2 + ...)`` on a grid, float64, ``shape``: 0 for the constant."""
+    squares = [(torch.arange(length, dtype=torch.float64) / length).square() for length in shape]
+    return sum(torch.meshgrid(*squares, indexing="ij")).sqrt()
+
+
+def radial_bins(shape: Sequence[int], bins: int) -> Tensor:
+    """Which of ``bins`` rings of equal width each frequency of a grid lies in: int64, ``shape``, 0 to ``bins - 1``.
+
+    The rings part the radial frequencies from 0 to the largest. ValueError unless ``bins`` is positive.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be positive, got {bins!r}")
+    radius = radial_frequency(shape)
+    scale = bins / radius.max() if radius.max() > 0 else 0.0
+    return (radius * scale).long().clamp_max(bins - 1)
+
+
+def radial_mean(spectrum: Tensor, bins: Tensor, count: int) -> Tensor:
+    """The mean of a spectrum over each ring, ``(count,)`` in its dtype; 0 for a ring that holds no frequency.
+
+    Args:
+        spectrum: any shape.
+        bins: the ring of each frequency, in the spectrum's shape, see :func:`radial_bins`.
+        count: number of rings.
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if spectrum.shape != bins.shape:
+        raise ValueError(f"bins must have the spectrum's shape {tuple(spectrum.shape)}, got {tuple(bins.shape)}")
+    ring = bins.flatten().to(spectrum.device)
+    totals = spectrum.new_zeros(count).index_add_(0, ring, spectrum.flatten())
+    return totals / torch.bincount(ring, minlength=count).clamp_min(1)
+
+
+def wiener_gain(signal_power: Tensor, total_power: Tensor) -> Tensor:
+    """Wiener's filter, frequency by frequency: ``max(S, 0) / (S + N)``.
+
+    Args:
+        signal_power: S, an unbiased estimate, as of :func:`cross_spectrum`; any shape.
+        total_power: S + N, as of :func:`power_spectrum`, same shape.
+
+    Returns:
+        The gain, not negative: the coherence of two estimates, SNR / (1 + SNR). 0 where the power is 0. An estimate of
+        S may exceed that of S + N; nothing is clipped at 1.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949.
+    """
+    if signal_power.shape != total_power.shape:
+        raise ValueError(f"powers must have one shape, got {tuple(signal_power.shape)} and {tuple(total_power.shape)}")
+    return torch.where(total_power == 0, 0, signal_power.clamp_min(0) / total_power)
+
+
+def _checked_axes(field: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
+    """The axes counted from 0."""
+    if any(not -field.ndim <= axis < field.ndim for axis in axes) or not axes:
+        raise ValueError(f"axes must lie within a tensor of shape {tuple(field.shape)}, got {tuple(axes)}")
+    counted = tuple(axis % field.ndim for axis in axes)
+    if len(set(counted)) != len(counted):
+        raise ValueError(f"axes must differ, got {tuple(axes)}")
+    return counted

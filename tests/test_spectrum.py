@@ -1,0 +1,111 @@
+"""In the DCT's basis, smoothing is a pointwise gain, and Wiener's gain is the one that leaves the least error."""
+
+import pytest
+import scipy.fft
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convopt.theory import kernels, spectrum
+from convopt.theory.smoothing import smooth
+
+NAMES = st.sampled_from(list(kernels.NAMED_KERNELS))
+
+
+def field(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.data(), st.sampled_from([torch.float32, torch.float64]))
+def test_the_dct_is_scipys_and_its_inverse_undoes_it(shape, data, dtype):
+    axes = data.draw(st.lists(st.integers(-len(shape), -1), min_size=1, unique=True))
+    x = field(*shape).to(dtype)
+    transformed = spectrum.dct(x, axes)
+    assert transformed.dtype == dtype
+    expected = torch.from_numpy(scipy.fft.dctn(x.numpy(), axes=axes, norm="ortho"))
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 1e-12}
+    torch.testing.assert_close(transformed, expected, **tolerance)
+    torch.testing.assert_close(spectrum.idct(transformed, axes), x, **tolerance)
+
+
+@given(NAMES, st.sampled_from([1, 3, 5, 7]), st.integers(7, 20), st.integers(7, 20), st.sampled_from([1, 2]))
+def test_a_gain_on_the_dct_is_the_convolution_with_symmetric_boundaries(name, size, height, width, ndim):
+    kernel = kernels.NAMED_KERNELS[name](size, ndim).double()
+    shape = (height,) if ndim == 1 else (height, width)
+    x = field(*shape)
+    gain = spectrum.kernel_gain(kernel, shape)
+    torch.testing.assert_close(spectrum.apply_gain(x, gain), smooth(x, kernel, "symmetric"), rtol=0, atol=1e-12)
+
+
+@given(st.integers(0, 1000))
+def test_a_gain_that_is_nowhere_negative_never_points_uphill(seed):
+    x, gain = field(3, 6, 5, seed=seed), field(6, 5, seed=seed + 1).abs()
+    assert (x * spectrum.apply_gain(x, gain)).sum() >= 0
+
+
+def test_the_cross_spectrum_of_independent_estimates_is_the_signals_power_without_bias():
+    signal = spectrum.idct(torch.tensor([3.0, 0.0, 1.0, 0.0]).double(), [0])
+    a, b = (signal + 2 * field(20_000, 4, seed=seed) for seed in (0, 1))
+    error = 5 * 4.5 / 20_000**0.5  # five standard errors of a product of noises of power 4, with signal
+    torch.testing.assert_close(
+        spectrum.cross_spectrum(a, b, [1]), torch.tensor([9.0, 0.0, 1.0, 0.0]).double(), rtol=0, atol=2 * error
+    )
+    torch.testing.assert_close(
+        spectrum.power_spectrum(a, [1]), torch.tensor([13.0, 4.0, 5.0, 4.0]).double(), rtol=0, atol=2 * error
+    )
+
+
+def test_a_spectrum_has_the_axes_in_the_order_asked_for_and_keeps_the_power():
+    x = field(5, 4, 3)
+    assert spectrum.power_spectrum(x, [2, 0]).shape == (3, 5)
+    torch.testing.assert_close(spectrum.power_spectrum(x, [0, 1, 2]).sum(), x.square().sum())
+    torch.testing.assert_close(spectrum.power_spectrum(x, [0, 2]), spectrum.power_spectrum(x, [2, 0]).T)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=3), st.integers(1, 8))
+def test_radial_bins_are_rings_from_the_constant_to_the_highest_frequency(shape, count):
+    bins, radius = spectrum.radial_bins(shape, count), spectrum.radial_frequency(shape)
+    assert bins.shape == tuple(shape)
+    assert bins.flatten()[0] == 0
+    assert bins.min() >= 0
+    assert bins.max() <= count - 1
+    order = radius.flatten().argsort()
+    assert (bins.flatten()[order].diff() >= 0).all()
+    means = spectrum.radial_mean(radius, bins, count)
+    for ring in range(count):
+        members = radius[bins == ring]
+        torch.testing.assert_close(means[ring], members.mean() if len(members) else torch.tensor(0.0).double())
+
+
+def test_wieners_gain_is_signal_over_all_power_and_leaves_the_least_error():
+    signal, noise = torch.tensor([4.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])
+    gain = spectrum.wiener_gain(signal, signal + noise)
+    torch.testing.assert_close(gain, torch.tensor([0.8, 0.5, 0.0]))
+
+    def error(h):
+        return ((1 - h).square() * signal + h.square() * noise).sum()
+
+    assert all(error(gain) <= error(gain + step) for step in (0.05, -0.05))
+    assert spectrum.wiener_gain(torch.tensor([-1.0, 0.0]), torch.tensor([2.0, 0.0])).tolist() == [0.0, 0.0]
+    assert spectrum.wiener_gain(torch.tensor([float("nan")]), torch.tensor([1.0])).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: spectrum.dct(torch.zeros(3, 4), [2]), "(3, 4)"),
+        (lambda: spectrum.dct(torch.zeros(3, 4), [0, -2]), "differ"),
+        (lambda: spectrum.dct(torch.zeros(3, 4), []), "axes"),
+        (lambda: spectrum.dct_matrix(0), "0"),
+        (lambda: spectrum.apply_gain(torch.zeros(3, 4), torch.ones(3)), "(3, 4)"),
+        (lambda: spectrum.kernel_gain(torch.ones(5), (4,)), "(4,)"),
+        (lambda: spectrum.cross_spectrum(torch.zeros(3), torch.zeros(4), [0]), "(4,)"),
+        (lambda: spectrum.radial_bins((4,), 0), "0"),
+        (lambda: spectrum.radial_mean(torch.zeros(3), torch.zeros(4).long(), 2), "(4,)"),
+        (lambda: spectrum.wiener_gain(torch.zeros(3), torch.zeros(4)), "(4,)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call, said):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        call()
+    assert said in str(error.value)
