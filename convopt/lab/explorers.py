@@ -1,7 +1,7 @@
 """Figures that follow the reader's hand: widgets for JupyterLab, and sliders for pages that have no kernel behind them.
 
-A widget's figure is shown through an Image widget, not through ipywidgets' Output: executing a notebook with papermill now and
-then waits for ever for a cell whose Output widget was written to (nbclient issue 312).
+A widget's figure is shown through an Image widget, not through ipywidgets' Output: executing a notebook with papermill
+now and then waits for ever for a cell whose Output widget was written to (nbclient issue 312).
 """
 
 import html

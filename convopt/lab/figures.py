@@ -159,6 +159,45 @@ def response(axes: Axes, named: dict[str, Tensor]) -> None:
     )
 
 
+def descents(losses: dict[str, Sequence[float]]) -> Figure:
+    """Losses against the step on a logarithmic scale, one line each; all start from 1."""
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    for (name, values), colour in zip(losses.items(), OKABE_ITO, strict=False):
+        axes.semilogy(np.array(values) / values[0], color=colour, linewidth=2, label=name)
+    axes.set(xlabel="step", ylabel="loss / first loss")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def centre_taps(
+    formula: tuple[Sequence[float], Sequence[float]], found: dict[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """The centre tap that the README's loss teaches against lambda Var(g): the formula's line, and what was found.
+
+    All are (lambda Var(g), centre tap); ``found`` by name.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 3.4))
+    axes.semilogx(*formula, color="black", linewidth=1.2, label="closed form")
+    for (name, points), colour, marker in zip(found.items(), OKABE_ITO[1:], "osD^v", strict=False):
+        axes.semilogx(*points, marker, color=colour, markersize=8, fillstyle="none", markeredgewidth=2, label=name)
+    axes.set(xlabel=r"$\lambda\,$Var(g)", ylabel="centre tap", ylim=(0, 1.05))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
+
+
+def taps(named: dict[str, Tensor], title: str) -> Figure:
+    """1-D kernels by name: their taps, and their frequency responses."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    for (name, kernel), colour in zip(named.items(), OKABE_ITO[4:] + OKABE_ITO[:4], strict=False):
+        distance = np.arange(len(kernel)) - len(kernel) // 2
+        left.plot(distance, kernel, "o-", color=colour, linewidth=1.5, label=name)
+    left.set(xlabel="distance", ylabel="tap", xticks=distance)
+    left.legend(frameon=False)
+    response(right, named)
+    figure.suptitle(title)
+    return figure
+
+
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()

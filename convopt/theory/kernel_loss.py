@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convopt.theory.kernels import check_size
 from convopt.theory.smoothing import ShiftStatistics
 
 
@@ -122,6 +123,27 @@ def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weigh
         variance_weight * variance - cosine,
         (variance_weight * variance_gradient - cosine_gradient).view(taps.shape),
     )
+
+
+def white_noise_weight(centre: float, size: int) -> float:
+    """The lambda Var(g) at which a white gradient teaches the README's loss a centre tap of ``centre``.
+
+    For white g of mean zero, signal or noise, the loss among kernels that sum to 1 is lowest where all other taps are
+    equal, ``b = (1 - centre) / (size - 1)``; setting its slope from b to the centre to zero gives
+    ``lambda Var(g) = b / (2 (centre - b) |w|^3)``.
+
+    Args:
+        centre: in (1 / size, 1]: at 1 / size the weight would be infinite.
+        size: taps, odd, at least 3.
+
+    Raises:
+        ValueError: an argument is outside its range.
+    """
+    if check_size(size, "size") < 3 or not 1 / size < centre <= 1:
+        raise ValueError(f"centre must be in (1 / size, 1] for a size of at least 3, got {centre!r} and {size!r}")
+    other = (1 - centre) / (size - 1)
+    norm = math.sqrt(centre**2 + (size - 1) * other**2)
+    return other / (2 * (centre - other) * norm**3)
 
 
 def three_part_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, weights: tuple[float, float, float]) -> TapsLoss:

@@ -264,6 +264,14 @@ def shift_statistics(
     )
 
 
+def mean_statistics(statistics: Sequence[ShiftStatistics]) -> ShiftStatistics:
+    """The mean of the statistics of several gradients of one shape: what to take before a ratio is formed."""
+    *tensors, numels = zip(*statistics, strict=True)
+    if len(set(numels)) != 1:
+        raise ValueError(f"statistics must be of gradients of one size, got {sorted(set(numels))} elements")
+    return ShiftStatistics(*(torch.stack(parts).mean(0) for parts in tensors), numels[0])
+
+
 def _check_boundary(boundary: str) -> None:
     if boundary not in get_args(Boundary):
         raise ValueError(f"boundary must be one of {', '.join(get_args(Boundary))}, got {boundary!r}")
