@@ -1,0 +1,428 @@
+"""Probing gradients for signal and noise: simulated ones, whose truth is known, and those of a network in training."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from convopt.lab import data, experiments, training
+from convopt.lab.runs import Run
+from convopt.theory import snr, spectrum
+from convopt.theory.snr import Powers
+
+SETTLED = 8
+"""An EMA has forgotten its start after this many times 1 / (1 - beta) steps: e^-8 of it is left."""
+
+ESTIMATORS: dict[str, Callable[[Tensor], Powers]] = {
+    "per sample": snr.per_sample_powers,
+    "two halves": lambda batch: snr.half_batch_powers(*(half.mean(0) for half in batch.chunk(2)), len(batch) // 2),
+    "big and small": lambda batch: snr.big_small_powers(
+        batch.mean(0), batch[: len(batch) // 4].mean(0), len(batch), len(batch) // 4
+    ),
+}
+"""Unbiased estimators by name: from one batch's sample gradients, ``(B, ...)`` with B a multiple of 4, its Powers."""
+
+
+def simulate_batches(count: int, batch: int, size: int, batch_snr: float, seed: int) -> tuple[Tensor, Powers]:
+    """Sample gradients around a signal of power 1, and the true powers: ``|s|^2`` and one sample's noise power.
+
+    Args:
+        count: number of batches.
+        batch: samples in each.
+        size: elements of a gradient. The noise is Gaussian, its scale rises fourfold from the first to the last.
+        batch_snr: signal power over the noise power of the batch's mean.
+        seed: of a generator of its own.
+
+    Returns:
+        float64, ``(count, batch, size)``, and the truth.
+
+    Raises:
+        ValueError: ``batch_snr`` is not positive.
+    """
+    if batch_snr <= 0:
+        raise ValueError(f"batch_snr must be positive, got {batch_snr!r}")
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(size, generator=generator, dtype=torch.float64)
+    signal /= signal.norm()
+    scales = torch.linspace(0.5, 2, size, dtype=torch.float64)
+    scales *= math.sqrt(batch / batch_snr) / scales.norm()
+    noise = torch.randn(count, batch, size, generator=generator, dtype=torch.float64)
+    return signal + scales * noise, Powers(signal.square().sum(), scales.square().sum())
+
+
+def ema_estimates(gradients: Tensor, beta: float) -> Powers:
+    """The EMA's estimate after each of many independent sequences, its noise that of one of the gradients.
+
+    Args:
+        gradients: of batches, ``(sequences, steps, size)``. The EMA starts at the first step's.
+        beta: its factor; the deviation is taken from the average that holds the current gradient.
+
+    Returns:
+        Powers of shape ``(sequences,)``.
+    """
+    average = gradients[:, 0].clone()
+    for gradient in gradients.unbind(1):
+        average.lerp_(gradient, 1 - beta)
+    return torch.vmap(snr.ema_powers)(average, gradients[:, -1])
+
+
+def estimator_table(
+    batch_snrs: Iterable[float], batch: int, beta: float, count: int = 1000, size: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """Each estimator against the truth, one row per true SNR and estimator.
+
+    Args:
+        batch_snrs: true SNRs of a batch's gradient.
+        batch: samples per batch, a multiple of 4.
+        beta: the EMA's factor; each of its estimates takes a sequence of its own, long enough to settle.
+        count: independent estimates behind each mean and standard error.
+        size: elements of a gradient.
+        seed: of the simulation.
+
+    Returns:
+        Columns ``SNR`` (true), ``estimator``, and for ``signal`` and ``noise`` (of one sample) the ``mean``, its
+        standard error ``s.e.`` and the ``truth``, then ``ratio``: the ratio of the means, as the SNR of a batch.
+    """
+    steps = math.ceil(SETTLED / (1 - beta))
+    rows = []
+    for batch_snr in batch_snrs:
+        batches, truth = simulate_batches(count, batch, size, batch_snr, seed)
+        # to an EMA, a batch's mean is one sample with 1 / batch of the noise power
+        sequences, _ = simulate_batches(count * steps, 1, size, batch_snr, seed)
+        ema = ema_estimates(sequences.reshape(count, steps, size), beta)
+        estimates = {f"EMA, beta {beta}": Powers(ema.signal, batch * ema.noise)}
+        estimates |= {name: torch.vmap(estimator)(batches) for name, estimator in ESTIMATORS.items()}
+        for name, powers in estimates.items():
+            row: dict[str, Any] = {"SNR": batch_snr, "estimator": name}
+            for quantity in Powers._fields:
+                values = getattr(powers, quantity)
+                row[f"{quantity}: mean"] = values.mean().item()
+                row[f"{quantity}: s.e."] = values.std().item() / math.sqrt(count)
+                row[f"{quantity}: truth"] = getattr(truth, quantity).item()
+            row["ratio"] = batch * row["signal: mean"] / row["noise: mean"]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def ways_to_average(
+    batch_snr: float, batch: int, count: int = 50_000, size: int = 20, seed: int = 0
+) -> dict[str, float]:
+    """The SNR of a batch from the two halves of ``count`` batches, by four ways to average, and the truth.
+
+    Returns:
+        By name: ``truth``, ``ratio of averages``, ``ratio of clamped averages`` (each signal estimate clamped at 0
+        before it is averaged), ``average of ratios`` and ``average of clamped ratios``.
+    """
+    batches, _ = simulate_batches(count, batch, size, batch_snr, seed)
+    signal, noise = torch.vmap(ESTIMATORS["two halves"])(batches)
+    clamped = signal.clamp_min(0)
+    return {
+        "truth": batch_snr,
+        "ratio of averages": (batch * signal.mean() / noise.mean()).item(),
+        "ratio of clamped averages": (batch * clamped.mean() / noise.mean()).item(),
+        "average of ratios": (batch * signal / noise).mean().item(),
+        "average of clamped ratios": (batch * clamped / noise).mean().item(),
+    }
+
+
+def ema_on_noise_and_drift(betas: Iterable[float], size: int = 20_000, seed: int = 0) -> pd.DataFrame:
+    """What settled EMAs report of white noise of unit variance, and by how many steps they lag behind a drift.
+
+    Args:
+        betas: factors, each in (0, 1).
+        size: elements of the gradients; one settled step is measured, the relative errors are about 1 / sqrt(size).
+        seed: of the noise.
+
+    Returns:
+        One row per factor, with the measured counterparts of ``snr.ema_floors`` (``signal``, ``snr``,
+        ``snr_from_previous``) and of ``snr.ema_lag`` (``lag``, with a drift of one standard deviation per step).
+    """
+    rows = []
+    for beta in betas:
+        generator = torch.Generator().manual_seed(seed)
+        average, drifting = torch.zeros(size), torch.zeros(size)
+        for step in range(math.ceil(SETTLED / (1 - beta))):
+            noise = torch.randn(size, generator=generator)
+            previous = average
+            average = torch.lerp(average, noise, 1 - beta)
+            drifting.lerp_(noise + step, 1 - beta)
+        powers = snr.ema_powers(average, noise)
+        row = {
+            "beta": beta,
+            "signal": powers.signal / size,  # the true noise power is ``size``
+            "snr": powers.signal / powers.noise,
+            "snr_from_previous": powers.signal / snr.ema_powers(previous, noise).noise,
+            "lag": (noise + step - drifting).mean(),
+        }
+        rows.append({name: float(value) for name, value in row.items()})
+    return pd.DataFrame(rows)
+
+
+def tracking(beta: float, turns: float = 5.0, steps: int = 2000, size: int = 500, seed: int = 0) -> pd.DataFrame:
+    """A simulated course: the SNR of a batch of 8 falls from 1 to 0.001 while the signal's direction turns.
+
+    Args:
+        beta: factor of all averages.
+        turns: full turns of the signal in a plane, over the whole course.
+        steps: its length.
+        size: elements of a gradient.
+        seed: of the simulation.
+
+    Returns:
+        One row per step: ``truth``; ``EMA``, the README's estimate; and ``two halves``, unbiased powers of which EMAs
+        with the same factor are taken apart and then divided.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = torch.linalg.qr(torch.randn(size, 2, generator=generator)).Q.T
+    batch, noise_power = 8, 1.0  # the noise power is that of one batch's gradient
+    average, signal, noise = torch.zeros(size), 0.0, 0.0
+    rows = []
+    for step in range(steps):
+        truth = 1000 ** -(step / steps)
+        angle = 2 * math.pi * turns * step / steps
+        mean = math.sqrt(truth * noise_power) * (math.cos(angle) * first + math.sin(angle) * second)
+        halves = mean + math.sqrt(2 * noise_power / size) * torch.randn(2, size, generator=generator)
+        gradient = halves.mean(0)
+        average = torch.lerp(average, gradient, 1 - beta) if step else gradient
+        ema = snr.ema_powers(average, gradient)
+        unbiased = snr.half_batch_powers(*halves, batch // 2)
+        signal, noise = (
+            beta * old + (1 - beta) * new.item() for old, new in zip((signal, noise), unbiased, strict=True)
+        )
+        rows.append(
+            {"step": step, "truth": truth, "EMA": (ema.signal / ema.noise).item(), "two halves": batch * signal / noise}
+        )
+    return pd.DataFrame(rows)
+
+
+def permute_pixels(dataset: data.Dataset, order: Tensor) -> data.Dataset:
+    """The data set with the pixels of every picture in another order, ``(pixels,)``, the same for all.
+
+    ValueError unless ``order`` holds each pixel once.
+    """
+    pixels = math.prod(dataset.grid)
+    if not torch.equal(order.sort().values, torch.arange(pixels)):
+        raise ValueError(f"order must hold each of the pixels 0 to {pixels - 1} once")
+    splits = {
+        name: data.Split(split.x[:, order], split.y)
+        for name in ("train", "validation", "test", "confirmation")
+        if (split := getattr(dataset, name)) is not None
+    }
+    return replace(dataset, **splits)
+
+
+def draw(split: data.Split, count: int, seed: int) -> data.Split:
+    """``count`` pictures drawn independently, so that the split's own gradient is the signal: some may come twice."""
+    index = torch.randint(len(split), (count,), generator=torch.Generator().manual_seed(seed))
+    return data.Split(split.x[index], split.y[index])
+
+
+def layer_powers(gradients: dict[str, Tensor]) -> dict[str, Powers]:
+    """Unbiased powers by layer, weights and biases together, and of ``all``.
+
+    Args:
+        gradients: of each sample by parameter, ``(B, *shape)``, as of ``snr.per_sample_gradients``.
+    """
+    layers: dict[str, Powers] = {}
+    for name, gradient in gradients.items():
+        estimate = snr.per_sample_powers(gradient)
+        for layer in (name.rpartition(".")[0], "all"):
+            old = layers.get(layer, (0, 0))
+            layers[layer] = Powers(*(a + b for a, b in zip(old, estimate, strict=True)))
+    return layers
+
+
+class Spectra(NamedTuple):
+    """Power per frequency of a batch's gradient, averaged over each ring: ``(rings,)``.
+
+    Attributes:
+        signal: without bias, so it may come out negative.
+        total: of signal and noise.
+    """
+
+    signal: Tensor
+    total: Tensor
+
+
+def pixel_spectra(gradients: Tensor, grid: tuple[int, int], batch: int, rings: int) -> Spectra:
+    """The spectra over pixels of a first layer's gradient, summed over its units.
+
+    The signal is the cross spectrum of the mean gradients of the first and the second half of the samples, the total
+    the power spectrum of batches.
+
+    Args:
+        gradients: of each sample with respect to the weights, ``(n, units, pixels)``, samples drawn independently.
+        grid: height and width.
+        batch: samples per batch.
+        rings: number of rings of the radial frequency.
+
+    Raises:
+        ValueError: n is odd or no multiple of ``batch``.
+    """
+    n, units, _ = gradients.shape
+    if n % 2 or n % batch:
+        raise ValueError(f"the number of samples must be even and a multiple of batch {batch}, got {n}")
+    fields = gradients.unflatten(-1, grid)
+    halves = [half.mean(0) for half in fields.chunk(2)]
+    batches = fields.unflatten(0, (-1, batch)).mean(1)
+    axes, bins = (-2, -1), spectrum.radial_bins(grid, rings)
+    return Spectra(
+        spectrum.radial_mean(units * spectrum.cross_spectrum(*halves, axes), bins, rings),
+        spectrum.radial_mean(units * spectrum.power_spectrum(batches, axes), bins, rings),
+    )
+
+
+class EMAProbe:
+    """Follows an optimizer's gradients as the README does and averages the powers from one reading to the next.
+
+    Args:
+        optimizer: any of torch's; its gradients are read after each step.
+        betas: factors of the EMAs.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, betas: Sequence[float]):
+        self.averages: dict[float, Tensor] = {}
+        self.powers: dict[float, list[Powers]] = {beta: [] for beta in betas}
+        optimizer.register_step_post_hook(self._follow)
+
+    def read(self) -> dict[float, Powers]:
+        """The mean powers since the last reading, by factor; there must have been a step."""
+        means = {
+            beta: Powers(*(torch.stack(values).mean() for values in zip(*powers, strict=True)))
+            for beta, powers in self.powers.items()
+        }
+        self.powers = {beta: [] for beta in self.powers}
+        return means
+
+    @torch.no_grad()
+    def _follow(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradient = torch.cat(grads)
+        for beta, powers in self.powers.items():
+            average = self.averages.setdefault(beta, gradient.clone()).lerp_(gradient, 1 - beta)
+            powers.append(snr.ema_powers(average, gradient))
+
+
+class Course(NamedTuple):
+    """What the probes saw of one training run.
+
+    Attributes:
+        powers: columns ``epoch``, ``estimate`` (a layer, "all", or an EMA of all), ``signal``, ``noise``, the noise
+            that of a batch of the run's size.
+        spectra: columns ``epoch``, ``ring``, ``signal``, ``total``, of a batch of the run's size.
+    """
+
+    powers: pd.DataFrame
+    spectra: pd.DataFrame
+
+
+def course(run: Run, dataset: data.Dataset, pictures: int, betas: Sequence[float] = (), rings: int = 8) -> Course:
+    """Train ``run`` and probe the network before training and after each epoch, on one thread.
+
+    The layers' powers are unbiased, from the gradients of training pictures drawn anew for each epoch. The EMAs' powers
+    are averages over the steps of the epoch.
+
+    Args:
+        run: of a model whose first parameter is the weight over the pixels; its ``dataset`` is not looked at.
+        dataset: what it trains on.
+        pictures: how many are drawn for a probe, even and a multiple of the run's batch size.
+        betas: factors of the EMAs.
+        rings: of the radial frequency.
+
+    Raises:
+        ValueError: ``pictures`` is odd or no multiple of the batch size, or training diverged.
+    """
+    with training.one_thread():
+        model = training.make_model(run, dataset)
+        optimizer = training.make_optimizer(run, model)
+        emas = EMAProbe(optimizer, betas)
+        split = training.training_split(run, dataset)
+        powers, spectra = [], []
+        for epoch, batches in enumerate([[], *training.epochs(run, split)]):
+            if batches and training.train_epoch(model, optimizer, batches) is None:
+                raise ValueError(f"training diverged in epoch {epoch}")
+            gradients = _sample_gradients(model, draw(split, pictures, run.stream(f"probe {epoch}")))
+            estimates = {
+                name: Powers(power.signal, power.noise / run.batch_size)
+                for name, power in layer_powers(gradients).items()
+            }
+            if batches:
+                estimates |= {f"EMA, beta {beta}": power for beta, power in emas.read().items()}
+            powers += [
+                {"epoch": epoch, "estimate": name, "signal": power.signal.item(), "noise": power.noise.item()}
+                for name, power in estimates.items()
+            ]
+            first_weight = next(iter(gradients.values()))
+            rows = zip(*pixel_spectra(first_weight, dataset.grid, run.batch_size, rings), strict=True)
+            spectra += [
+                {"epoch": epoch, "ring": ring, "signal": signal.item(), "total": total.item()}
+                for ring, (signal, total) in enumerate(rows)
+            ]
+    return Course(pd.DataFrame(powers), pd.DataFrame(spectra))
+
+
+def _sample_gradients(model: nn.Module, probe: data.Split) -> dict[str, Tensor]:
+    model.eval()
+    return snr.per_sample_gradients(model, F.cross_entropy, probe.x, probe.y)
+
+
+def courses(
+    dataset: str,
+    arms: Iterable[tuple[int, str]],
+    seeds: Iterable[int],
+    epochs: int,
+    label_noise: float,
+    pictures: int,
+    betas: Sequence[float] = (),
+) -> Course:
+    """The courses of SGD in the stress test's setting, one below the other, with columns for what tells them apart.
+
+    Args:
+        dataset: "mnist" or "digits".
+        arms: batch size and order of the pixels, "natural" or "permuted": one random order per seed, kept throughout.
+        seeds: of initial weights, batches, wrong labels, probes and the order of the pixels.
+        epochs: passes over the training pictures.
+        label_noise: share of wrong training labels.
+        pictures: of a probe, see :func:`course`.
+        betas: factors of the EMAs.
+
+    Returns:
+        Powers and spectra with the further columns ``batch_size``, ``pixels`` and ``seed``.
+
+    Raises:
+        ValueError: as :func:`course`; an order of the pixels is neither of the two.
+    """
+    natural = data.load(dataset)
+    powers, spectra = [], []
+    for (batch_size, pixels), seed in product(arms, seeds):
+        if pixels not in ("natural", "permuted"):
+            raise ValueError(f'pixels must be "natural" or "permuted", got {pixels!r}')
+        setting = replace(experiments.STRESS, batch_size=batch_size, label_noise=label_noise)
+        run = setting.run(experiments.SGD, dataset, epochs, seed)
+        pictured = natural
+        if pixels == "permuted":
+            generator = torch.Generator().manual_seed(run.stream("order of the pixels"))
+            pictured = permute_pixels(natural, torch.randperm(math.prod(natural.grid), generator=generator))
+        seen = course(run, pictured, pictures, betas)
+        powers.append(seen.powers.assign(batch_size=batch_size, pixels=pixels, seed=seed))
+        spectra.append(seen.spectra.assign(batch_size=batch_size, pixels=pixels, seed=seed))
+    return Course(pd.concat(powers, ignore_index=True), pd.concat(spectra, ignore_index=True))
+
+
+def with_snr(powers: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean ``signal`` and ``noise`` over the rows alike in the columns ``by``, and ``snr``, the ratio of the means."""
+    means = powers.groupby(list(by), sort=False)[["signal", "noise"]].mean()
+    return means.assign(snr=means.signal / means.noise).reset_index()
+
+
+def with_gain(spectra: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Mean ``signal`` and ``total`` over the rows alike in the columns ``by``, and ``gain``, Wiener's, of the means."""
+    means = spectra.groupby(list(by), sort=False)[["signal", "total"]].mean()
+    gain = spectrum.wiener_gain(torch.tensor(means.signal.to_numpy()), torch.tensor(means.total.to_numpy()))
+    return means.assign(gain=gain.numpy()).reset_index()
