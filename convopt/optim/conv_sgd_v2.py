@@ -15,7 +15,6 @@ from convopt.optim._base import (
     together,
 )
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
-from convopt.theory.kernels import from_logits
 from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts
 from convopt.theory.snr import ema_powers
 
@@ -202,7 +201,7 @@ def _logits_name(layout: Layout) -> str:
 
 
 def _kernel(group: dict[str, Any], name: str) -> Tensor:
-    return from_logits(group[name])
+    return torch.softmax(group[name], 0)
 
 
 def _shifts(grad: Tensor, layout: Layout, size: int) -> Shifts:
