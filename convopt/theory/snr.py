@@ -85,8 +85,8 @@ def ema_lag(beta: float) -> float:
 def per_sample_powers(gradients: Tensor) -> Powers:
     """Unbiased powers from the gradients of each sample of one batch.
 
-    ``S = sum_i |g_i - mean|^2 / (B - 1)`` and ``|s|^2 = |mean|^2 - S / B``. Unbiased for samples drawn independently; a
-    batch drawn without replacement from a small training set agrees with its mean too well, and ``|s|^2`` comes out low.
+    ``S = sum_i |g_i - mean|^2 / (B - 1)`` and ``|s|^2 = |mean|^2 - S / B``. Unbiased for samples drawn independently;
+    a batch drawn without replacement from few samples agrees with their mean too well, and ``|s|^2`` comes out low.
 
     Args:
         gradients: one per sample, ``(B, ...)``, B at least 2.
