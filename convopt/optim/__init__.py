@@ -1,8 +1,9 @@
-"""Optimizers that smooth gradients, each a torch.optim.Optimizer."""
+"""Optimizers that smooth gradients, each a torch.optim.Optimizer, and what is attached to an optimizer."""
 
+from convopt.optim.annealing import SNRAnnealing
 from convopt.optim.conv_sgd import ConvolutionalSGD
 from convopt.optim.conv_sgd_v2 import ConvolutionalSGDv2
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.optim.recorder import KernelRecorder
 
-__all__ = ["ConvolutionalSGD", "ConvolutionalSGDv2", "KernelRecorder", "LocalLossConvSGD"]
+__all__ = ["ConvolutionalSGD", "ConvolutionalSGDv2", "KernelRecorder", "LocalLossConvSGD", "SNRAnnealing"]

@@ -1,0 +1,264 @@
+"""SNRAnnealing scales the steps of any optimizer by how well its consecutive gradients agree, and leaves no trace."""
+
+import copy
+
+import pytest
+import torch
+
+from convopt import ConvolutionalSGDv2, SNRAnnealing
+
+OPTIMIZERS = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "SGD, tensor lr": lambda params: torch.optim.SGD(params, lr=torch.tensor(0.1), momentum=0.9),
+    "fused Adam": lambda params: torch.optim.Adam(params, lr=0.01, fused=True),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=0.01),
+    "AdamW, capturable lr": lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01), foreach=False),
+    "Muon": lambda params: torch.optim.Muon(params, lr=0.01),
+    "ConvolutionalSGDv2": lambda params: ConvolutionalSGDv2(params, lr=0.1),
+}
+
+
+def new_params() -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(6, 5, generator=generator)) for _ in range(2)]
+
+
+def gradients(steps: int, noise: float = 1.0, seed: int = 1) -> list[list[torch.Tensor]]:
+    """A constant signal that fades after half of the steps, in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = [torch.randn(6, 5, generator=generator) for _ in range(2)]
+    return [
+        [(s if step < steps / 2 else 0 * s) + noise * torch.randn(6, 5, generator=generator) for s in signal]
+        for step in range(steps)
+    ]
+
+
+def train(optimizer, params, grads) -> None:
+    for step_grads in grads:
+        for p, grad in zip(params, step_grads, strict=True):
+            p.grad = grad.clone()
+        optimizer.step()
+
+
+def reference_factors(grads, power=1.0, warmup=200, ema=0.999) -> list[float]:
+    """The factor after each step, by the formulas, in double precision."""
+    product = total = peak = 0.0
+    count, factors, previous = 0, [], None
+    for step_grads in grads:
+        vector = torch.cat([grad.flatten() for grad in step_grads]).double()
+        if previous is not None:
+            count += 1
+            beta = min(ema, 1 - 1 / count)
+            product = beta * product + (1 - beta) * (vector @ previous).item()
+            total = beta * total + (1 - beta) * (vector @ vector).item()
+            rho = max(product / total, 1e-4)
+            peak = max(peak, rho) if count > warmup else peak
+        factors.append((rho / peak) ** power if count > warmup else 1.0)
+        previous = vector
+    return factors
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_the_factor_follows_the_formulas_and_scales_the_next_step(power):
+    params, grads = new_params(), gradients(120)
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, power=power, warmup=20, ema=0.95)
+    expected = reference_factors(grads, power, 20, 0.95)
+    assert power == 0 or min(expected) < 0.8
+    last = 1.0
+    for step_grads, factor in zip(grads, expected, strict=True):
+        before = [p.detach().clone() for p in params]
+        train(optimizer, params, [step_grads])
+        for p, old, grad in zip(params, before, step_grads, strict=True):
+            torch.testing.assert_close(p.detach(), old - 0.1 * last * grad)
+        assert annealing.factor() == pytest.approx(factor, rel=1e-4)
+        last = factor
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+class TestAnyOptimizer:
+    def test_is_itself_during_the_warmup_and_makes_smaller_steps_when_gradients_stop_agreeing(self, name):
+        grads = gradients(150, noise=0.5)
+        plain, annealed = new_params(), new_params()
+        alone, optimizer = OPTIMIZERS[name](plain), OPTIMIZERS[name](annealed)
+        annealing = SNRAnnealing(optimizer, warmup=40, ema=0.9)
+        train(alone, plain, grads[:40])
+        train(optimizer, annealed, grads[:40])
+        assert all(torch.equal(a, b) for a, b in zip(plain, annealed, strict=True))
+        train(optimizer, annealed, grads[40:])
+        assert annealing.factor() < 0.5
+
+    def test_the_learning_rate_between_steps_is_the_users(self, name):
+        params = new_params()
+        optimizer = OPTIMIZERS[name](params)
+        rate = optimizer.param_groups[0]["lr"]
+        value = float(rate)
+        annealing = SNRAnnealing(optimizer, warmup=5, ema=0.9)
+        train(optimizer, params, gradients(40))
+        assert optimizer.param_groups[0]["lr"] is rate or not isinstance(rate, torch.Tensor)
+        assert float(optimizer.param_groups[0]["lr"]) == value
+        assert annealing.factor() < 1
+
+    def test_training_resumed_from_a_checkpoint_is_training_that_never_stopped(self, name):
+        grads = gradients(60)
+        params = new_params()
+        optimizer = OPTIMIZERS[name](params)
+        annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9, read_every=3)
+        train(optimizer, params, grads[:31])
+        saved = copy.deepcopy((optimizer.state_dict(), annealing.state_dict(), [p.detach() for p in params]))
+        train(optimizer, params, grads[31:])
+        resumed = [torch.nn.Parameter(p) for p in saved[2]]
+        other = OPTIMIZERS[name](resumed)
+        other.load_state_dict(saved[0])
+        SNRAnnealing(other, warmup=10, ema=0.9, read_every=3).load_state_dict(saved[1])
+        train(other, resumed, grads[31:])
+        assert all(torch.equal(a, b) for a, b in zip(params, resumed, strict=True))
+
+    def test_once_detached_it_is_the_optimizer_alone(self, name):
+        grads = gradients(60)
+        plain, params = new_params(), new_params()
+        alone, optimizer = OPTIMIZERS[name](plain), OPTIMIZERS[name](params)
+        SNRAnnealing(optimizer, warmup=0).detach()
+        train(alone, plain, grads)
+        train(optimizer, params, grads)
+        assert all(torch.equal(a, b) for a, b in zip(plain, params, strict=True))
+
+
+def test_it_comes_on_top_of_a_schedule():
+    grads = gradients(60)
+    params = new_params()
+    optimizer = torch.optim.SGD(params, lr=1.0)
+    annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    for step, step_grads in enumerate(grads):
+        factor, before = annealing.factor(), params[0].detach().clone()
+        train(optimizer, params, [step_grads])
+        torch.testing.assert_close(
+            before - params[0].detach(), 0.9**step * factor * step_grads[0], rtol=1e-3, atol=1e-6
+        )
+        schedule.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.9 ** (step + 1))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_multiplying_the_loss_by_a_constant_changes_nothing(scale):
+    factors = []
+    for by in (1.0, scale):
+        params = new_params()
+        optimizer = torch.optim.SGD(params, lr=1e-9)
+        annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
+        train(optimizer, params, [[by * grad for grad in step] for step in gradients(80)])
+        factors.append(annealing.factor())
+    assert factors[1] == pytest.approx(factors[0], rel=1e-4)
+    assert factors[0] < 1
+
+
+@pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
+def test_gradients_that_are_zero_or_not_finite_move_no_statistics(value):
+    params, grads = new_params(), gradients(60)
+    optimizer = torch.optim.SGD(params, lr=1e-3)
+    annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
+    train(optimizer, params, grads[:30])
+    factor, rho = annealing.factor(), annealing.rho()
+    optimizer.param_groups[0]["lr"] = 0.0 if value == 0 else 1e-30
+    train(optimizer, params, [[torch.full((6, 5), value)] * 2])
+    assert (annealing.factor(), annealing.rho()) == (factor, rho)
+    train(optimizer, params, grads[30:])
+    assert 0 < annealing.factor() <= 1
+
+
+def test_a_learning_rate_of_zero_is_not_a_step():
+    params, grads = new_params(), gradients(60)
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
+    train(optimizer, params, grads[:30])
+    factor = annealing.factor()
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, params, grads[30:])
+    assert annealing.factor() == factor
+
+
+def test_a_parameter_without_a_gradient_for_a_while_is_left_out():
+    params, grads = new_params(), gradients(60)
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, warmup=5, ema=0.9)
+    for step, step_grads in enumerate(grads):
+        params[0].grad = step_grads[0].clone()
+        params[1].grad = None if 20 <= step < 40 else step_grads[1].clone()
+        optimizer.step()
+    assert 0 < annealing.factor() < 1
+
+
+def test_a_closure_is_measured_and_one_that_raises_leaves_the_rate_to_the_next_step():
+    params = new_params()
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, warmup=0, ema=0.5)
+    generator = torch.Generator().manual_seed(0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum((p * torch.randn(p.shape, generator=generator)).sum() for p in params)
+        loss.backward()
+        return loss
+
+    for _ in range(10):
+        optimizer.step(closure)
+    assert annealing.factor() < 1
+
+    def failing():
+        raise OSError("no data")
+
+    for _ in range(3):
+        with pytest.raises(OSError, match="no data"):
+            optimizer.step(failing)
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_step_that_grad_scaler_skips_is_not_seen():
+    params = new_params()
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, warmup=0, ema=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    generator = torch.Generator().manual_seed(0)
+    rhos = []
+    for broken in (False, False, False, True):
+        optimizer.zero_grad()
+        loss = sum((p * torch.randn(p.shape, generator=generator)).sum() for p in params)
+        scaler.scale(loss * (float("inf") if broken else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        rhos.append(annealing.rho())
+    assert rhos[3] == rhos[2]
+
+
+def test_what_cannot_be_annealed_is_refused():
+    params = new_params()
+    with pytest.raises(TypeError, match="LBFGS"):
+        SNRAnnealing(torch.optim.LBFGS(params))
+    with pytest.raises(TypeError, match="list"):
+        SNRAnnealing(params)
+    for options, said in (
+        ({"power": -1}, "power"),
+        ({"ema": 1.0}, "ema"),
+        ({"warmup": -1}, "warmup"),
+        ({"read_every": 0}, "read_every"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SNRAnnealing(torch.optim.SGD(params), **options)
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    SNRAnnealing(optimizer)
+    embedding(torch.tensor([1])).sum().backward()
+    before = embedding.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="sparse"):
+        optimizer.step()
+    assert torch.equal(embedding.weight, before)
+    fused = torch.optim.Adam(params, fused=True)
+    fused.grad_scale = torch.tensor(8.0)  # as GradScaler sets it
+    SNRAnnealing(fused)
+    with pytest.raises(RuntimeError, match="unscale_"):
+        fused.step()
+    annealing = SNRAnnealing(torch.optim.SGD(params))
+    with pytest.raises(ValueError, match="2 previous gradients, got 1"):
+        annealing.load_state_dict({"previous": [None]})
