@@ -63,19 +63,60 @@ def test_the_minimum_response_is_below_a_fine_grid_and_is_taken(kernel):
 
 @settings(deadline=None)
 @given(KERNELS, st.integers(0, 1000))
-def test_the_projection_is_positive_semidefinite_and_nearer_than_other_such_kernels(kernel, seed):
+def test_the_projection_is_positive_semidefinite_and_the_nearest_such_kernel(kernel, seed):
+    """The nearest point of a cone: what is left is orthogonal to it and points away from all others in the cone."""
     assume(kernel.shape[0] > 1)
     projected = kernels.project_positive_semidefinite(kernel)
     assert kernels.is_positive_semidefinite(projected)
     torch.testing.assert_close(projected.sum(), kernel.sum())
     if kernels.minimum_response(kernel)[0] >= 0:
         assert torch.equal(projected, kernel)
-    else:
-        # Raising the centre until nothing is negative is another way into the cone; before rescaling it is no nearer.
-        raised = kernel.clone()
-        raised.view(-1)[kernel.numel() // 2] -= kernels.minimum_response(kernel)[0]
-        scale = (kernel * projected).sum() / projected.square().sum()
-        assert (scale * projected - kernel).norm() <= (raised - kernel).norm() + 1e-6
+        return
+    nearest = projected * (kernel * projected).sum() / projected.square().sum()
+    for i in range(10):
+        other = random_kernel(seed + i, kernel.shape[0], kernel.ndim, 0.0)
+        other.view(-1)[kernel.numel() // 2] -= kernels.minimum_response(other)[0].clamp_max(0)
+        assert ((kernel - nearest) * other).sum() <= 2e-5
+    profile = kernels.binomial(kernel.shape[0], kernel.ndim).double()
+    assert ((kernel - nearest) * profile).sum() <= 2e-5
+
+
+def test_a_kernel_near_no_other_than_zero_has_no_projection():
+    with pytest.raises(ValueError, match="but zero"):
+        kernels.project_positive_semidefinite(torch.tensor([1.0, -1.0, 1.0]))
+
+
+def test_a_ridge_of_equal_frequencies_does_not_hide_a_deeper_valley():
+    """The 1-D kernel's minimum lies between the grid's points; as a column of a 2-D kernel it becomes a ridge."""
+    zeros = torch.tensor([20 * torch.pi / 72, 50.5 * torch.pi / 72], dtype=torch.float64)
+    column = column_with_double_zeros(zeros, tilt=0.003)
+    kernel = torch.zeros(9, 9, dtype=torch.float64)
+    kernel[:, 4] = column
+    lowest = kernels.minimum_response(column)[0]
+    torch.testing.assert_close(kernels.minimum_response(kernel)[0], lowest, rtol=0, atol=1e-8)
+
+
+def column_with_double_zeros(zeros: torch.Tensor, tilt: float) -> torch.Tensor:
+    """Nine symmetric taps whose response is the product of ``(cos omega - cos zero)^2`` plus ``tilt cos omega``."""
+    frequencies = torch.linspace(0, torch.pi, 9, dtype=torch.float64)
+    wanted = torch.stack([(torch.cos(frequencies) - torch.cos(zero)).square() for zero in zeros]).prod(0)
+    waves = torch.cos(frequencies.unsqueeze(1) * torch.arange(5))
+    half = torch.linalg.lstsq(waves, wanted + tilt * torch.cos(frequencies)).solution
+    return torch.cat([half[1:].flip(0) / 2, half[:1], half[1:] / 2])
+
+
+@pytest.mark.parametrize(("taps", "dtype"), [(20_000, torch.float16), (1e38, torch.float32)])
+def test_large_taps_do_not_overflow_the_tolerance(taps, dtype):
+    assert not kernels.is_positive_semidefinite(torch.full((5,), taps, dtype=dtype))
+
+
+def test_a_witness_of_a_shallow_dip_stays_small():
+    kernel = kernels.project_positive_semidefinite(kernels.uniform(5, 2).double())
+    kernel[2, 2] -= kernels.minimum_response(kernel)[0] + 3e-7
+    witness = kernels.ascent_gradient(kernel)
+    assert witness.numel() < 1e6
+    assert ascent(witness, kernel, "symmetric") < 0
+    assert ascent(witness, kernel, "circular") < 0
 
 
 def test_the_projection_of_three_equal_taps_is_the_binomial():

@@ -15,13 +15,14 @@ from convopt.theory.smoothing import LineShifts, PictureShifts, shift_statistics
 
 SIZES = st.sampled_from([1, 3, 5, 7])
 BOUNDARIES = st.sampled_from(get_args(smoothing.Boundary))
-CACHES = st.sampled_from([0, smoothing.CACHE])  # views of the gradient, copies in the cache
+WAYS = st.sampled_from([{"CACHE": 0, "SHORT": 0}, {"SHORT": 0}, {}])  # views of the gradient, copies, gathered copies
 
 
 @contextmanager
-def cache_of(elements: int):
+def computed(thresholds: dict[str, int]):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smoothing, "CACHE", elements)
+        for name, elements in thresholds.items():
+            patch.setattr(smoothing, name, elements)
         yield
 
 
@@ -40,11 +41,11 @@ def convolution(field: torch.Tensor, kernel: torch.Tensor, boundary: str = "refl
     return convolve(extended(field, kernel.shape[0] // 2, boundary)[None, None], kernel[None, None])[0, 0]
 
 
-@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), BOUNDARIES, CACHES, st.integers(0, 1000))
-def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, boundary, cache, seed):
+@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), BOUNDARIES, WAYS, st.integers(0, 1000))
+def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, boundary, way, seed):
     lines = [tensor(length, seed=seed + i) for i, length in enumerate(lengths)]
     kernel = tensor(size, seed=seed)
-    with cache_of(cache):
+    with computed(way):
         smoothed = LineShifts(lines, size, boundary).smooth(kernel)
     for result, line in zip(smoothed, lines, strict=True):
         torch.testing.assert_close(result, convolution(line, kernel, boundary))
@@ -55,13 +56,13 @@ def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, boundary, c
     st.lists(st.integers(7, 20), min_size=1, max_size=3),
     st.integers(7, 20),
     BOUNDARIES,
-    CACHES,
+    WAYS,
     st.integers(0, 99),
 )
-def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, boundary, cache, seed):
+def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, boundary, way, seed):
     pictures = [tensor(height, width, seed=seed + i) for i, height in enumerate(heights)]
     kernel = tensor(size, size, seed=seed)
-    with cache_of(cache):
+    with computed(way):
         smoothed = PictureShifts(pictures, size, boundary).smooth(kernel)
     for result, picture in zip(smoothed, pictures, strict=True):
         torch.testing.assert_close(result, convolution(picture, kernel, boundary))
@@ -73,10 +74,10 @@ def test_leading_axes_are_smoothed_one_by_one():
     torch.testing.assert_close(smooth(stack, kernel), expected)
 
 
-@given(SIZES, CACHES, st.integers(0, 1000))
-def test_correlate_is_the_adjoint_of_smooth(size, cache, seed):
+@given(SIZES, WAYS, st.integers(0, 1000))
+def test_correlate_is_the_adjoint_of_smooth(size, way, seed):
     """<other, smooth(kernel)> = <correlate(other), kernel> for every kernel."""
-    with cache_of(cache):
+    with computed(way):
         lines = LineShifts([tensor(11, seed=seed), tensor(9, seed=seed + 1)], size)
         pictures = PictureShifts([tensor(2, 9, 8, seed=seed), tensor(7, 8, seed=seed + 1)], size)
     for shifts, shape in ((lines, (11,)), (pictures, (2, 9, 8))):

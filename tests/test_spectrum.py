@@ -77,6 +77,12 @@ def test_radial_bins_are_rings_from_the_constant_to_the_highest_frequency(shape,
         torch.testing.assert_close(means[ring], members.mean() if len(members) else torch.tensor(0.0).double())
 
 
+def test_rings_are_of_equal_width_and_the_last_holds_the_highest_frequency():
+    assert spectrum.radial_bins((8,), 4).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]  # i / 8 in steps of 7 / 32
+    assert spectrum.radial_bins((22,), 21).tolist() == [*range(21), 20]  # each on the edge of two rings
+    assert spectrum.radial_bins((3, 3), 2).tolist() == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
+
+
 def test_wieners_gain_is_signal_over_all_power_and_leaves_the_least_error():
     signal, noise = torch.tensor([4.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])
     gain = spectrum.wiener_gain(signal, signal + noise)
@@ -99,6 +105,7 @@ def test_wieners_gain_is_signal_over_all_power_and_leaves_the_least_error():
         (lambda: spectrum.dct_matrix(0), "0"),
         (lambda: spectrum.apply_gain(torch.zeros(3, 4), torch.ones(3)), "(3, 4)"),
         (lambda: spectrum.kernel_gain(torch.ones(5), (4,)), "(4,)"),
+        (lambda: spectrum.kernel_gain(torch.tensor([0.7, 0.2, 0.1]), (5,)), "symmetric"),
         (lambda: spectrum.cross_spectrum(torch.zeros(3), torch.zeros(4), [0]), "(4,)"),
         (lambda: spectrum.radial_bins((4,), 0), "0"),
         (lambda: spectrum.radial_mean(torch.zeros(3), torch.zeros(4).long(), 2), "(4,)"),

@@ -51,9 +51,16 @@ def noisy(signal: Tensor, noise: float, seed: int) -> Tensor:
 
 
 def pair_statistics(signal: Tensor, noise: float, size: int, pairs: int) -> ShiftStatistics:
-    """The statistics of noisy copies of a signal, each with another one as its target, averaged over ``pairs``."""
+    """The statistics of noisy copies of a signal, each with another one as its target, averaged over ``pairs``.
+
+    Boundaries are circular, where the expectation of white noise's is exact.
+    """
+    gradients = [noisy(signal, noise, seed) for seed in range(2 * pairs)]
     return mean_statistics(
-        [shift_statistics(noisy(signal, noise, 2 * i), size, noisy(signal, noise, 2 * i + 1)) for i in range(pairs)]
+        [
+            shift_statistics(gradient, size, other, "circular")
+            for gradient, other in zip(gradients[::2], gradients[1::2], strict=True)
+        ]
     )
 
 

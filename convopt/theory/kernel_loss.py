@@ -201,7 +201,8 @@ def wiener_taps(statistics: ShiftStatistics) -> Tensor:
     """The taps that minimise :func:`cross_loss_of_taps`: ``A^-1 c``, Wiener's filter of finite length, ``(n,)``.
 
     They also minimise ``|g' - W * g|^2``, which sets their scale; smoothing is free to choose another positive one. Of
-    several minimisers (g is zero, or too short for so many taps) it is the one of least norm.
+    several minimisers (g is zero, or too short for so many taps) it is the one of least norm. Statistics that are not
+    finite raise torch.linalg.LinAlgError.
 
     Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949; the normal equations.
     """

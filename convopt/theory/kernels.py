@@ -63,7 +63,7 @@ def laplacian(size: int, ndim: int = 1, sigma: float = 1.0) -> Tensor:
     """
     check_size(size, "size")
     _check_positive("sigma", sigma)
-    rho = (2 * sigma + 1 - math.sqrt(4 * sigma + 1)) / (2 * sigma)
+    rho = 2 * sigma / (2 * sigma + 1 + math.sqrt(4 * sigma + 1))  # the same without cancellation
     profile = rho ** (torch.arange(size, dtype=torch.float64) - size // 2).abs()
     return _separable(profile / profile.sum(), ndim)
 
@@ -95,8 +95,8 @@ NAMED_KERNELS = {
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
 def _separable(profile: Tensor, ndim: int) -> Tensor:
@@ -115,7 +115,7 @@ def clip_to_simplex(kernel: Tensor) -> Tensor:
     """
     clipped = kernel.clamp_min(0)
     total = clipped.sum()
-    return torch.where(total > 0, clipped / total, torch.full_like(kernel, 1 / kernel.numel()))
+    return torch.where(total == 0, torch.full_like(kernel, 1 / kernel.numel()), clipped / total)
 
 
 def from_logits(logits: Tensor) -> Tensor:
@@ -162,24 +162,34 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the kernel is not finite or not symmetric along each axis.
     """
-    kernel = _symmetric_kernel(kernel)
-    # The response is a trigonometric polynomial of degree k // 2: on this grid every valley spans several points.
+    kernel = check_symmetric(kernel)
+    # The response is a trigonometric polynomial of degree k // 2: on this grid every valley spans several points, and a
+    # minimum lies at most ``slack`` below the point of the grid next to it.
     points = 8 * kernel.shape[0] + 1
     spacing = torch.pi / (points - 1)
+    wavering = kernel.abs().sum() - kernel.flatten()[kernel.numel() // 2].abs()
+    slack = kernel.ndim * wavering * (spacing * (kernel.shape[0] // 2) / 2) ** 2 / 2
     grid = torch.meshgrid(*[torch.linspace(0, torch.pi, points, dtype=torch.float64)] * kernel.ndim, indexing="ij")
     values = frequency_response(kernel, *grid)
     neighbourhood = F.max_pool2d(-values.reshape(1, points, -1), 3, stride=1, padding=1).view_as(values)
-    bottoms = (-values >= neighbourhood).flatten().nonzero().squeeze(1)
-    bottoms = bottoms[values.flatten()[bottoms].argsort()[:64]]
-    best = torch.stack([axis.flatten()[bottoms] for axis in grid], 1)
+    bottoms = ((-values >= neighbourhood) & (values <= values.min() + slack)).flatten().nonzero().squeeze(1)
+    if wavering == 0:
+        bottoms = bottoms[:1]
+    starts = torch.stack([axis.flatten()[bottoms] for axis in grid], 1)
+    ends = torch.cat([_descend_response(kernel, some, spacing) for some in starts.split(256)])
+    values = frequency_response(kernel, *ends.T)
+    return values.min(), ends[values.argmin()]
+
+
+def _descend_response(kernel: Tensor, frequencies: Tensor, spacing: float) -> Tensor:
+    """The lowest points of the response within about ``spacing`` of each of ``frequencies``, ``(n, kernel.ndim)``."""
     offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, 9, dtype=torch.float64)] * kernel.ndim)
     while spacing > 1e-6:
-        nearby = (best.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
+        nearby = (frequencies.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
         lowest = frequency_response(kernel, *nearby.unbind(-1)).argmin(1)
-        best = nearby[torch.arange(len(nearby)), lowest]
+        frequencies = nearby[torch.arange(len(nearby)), lowest]
         spacing /= 4
-    values = frequency_response(kernel, *best.T)
-    return values.min(), best[values.argmin()]
+    return frequencies
 
 
 def is_positive_semidefinite(kernel: Tensor, tolerance: float = 1e-7) -> bool:
@@ -195,7 +205,7 @@ def is_positive_semidefinite(kernel: Tensor, tolerance: float = 1e-7) -> bool:
     Raises:
         ValueError: the kernel is not finite or not symmetric along each axis.
     """
-    return bool(minimum_response(kernel)[0] >= -tolerance * kernel.abs().sum())
+    return bool(minimum_response(kernel)[0] >= -tolerance * kernel.double().abs().sum())
 
 
 def ascent_gradient(kernel: Tensor) -> Tensor | None:
@@ -213,18 +223,32 @@ def ascent_gradient(kernel: Tensor) -> Tensor | None:
     """
     if is_positive_semidefinite(kernel):
         return None
-    frequencies = minimum_response(kernel)[1]
-    length = 2 * kernel.shape[0]
+    kernel, frequencies = check_symmetric(kernel), minimum_response(kernel)[1]
+    longest = 8 * kernel.shape[0]
     while True:
-        # Waves of whole periods, short of the highest frequency, fit both boundaries.
-        periods = (frequencies * length / (2 * torch.pi)).round().clamp_max(length // 2 - 1)
-        waves = 2 * torch.pi * periods / length
+        lengths, waves = zip(
+            *[_fitting_wave(frequency, 2 * kernel.shape[0], longest) for frequency in frequencies], strict=True
+        )
         if frequency_response(kernel, *waves) < 0:
             break
-        length *= 2
-    positions = torch.arange(length, dtype=torch.float64) + 0.5
-    profiles = [torch.cos(wave * positions) for wave in waves]
+        longest *= 2
+    profiles = [
+        torch.cos(wave * (torch.arange(length, dtype=torch.float64) + 0.5))
+        for wave, length in zip(waves, lengths, strict=True)
+    ]
     return profiles[0] if kernel.ndim == 1 else torch.outer(*profiles)
+
+
+def _fitting_wave(frequency: Tensor, shortest: int, longest: int) -> tuple[int, Tensor]:
+    """A length in this range and the frequency nearest to ``frequency`` of which whole periods fit it.
+
+    Such a wave, short of the highest frequency, goes on as itself beyond circular and symmetric boundaries.
+    """
+    lengths = torch.arange(shortest, longest + 1)
+    periods = (frequency * lengths / (2 * torch.pi)).round().minimum((lengths - 1) // 2)
+    waves = 2 * torch.pi * periods / lengths
+    nearest = (waves - frequency).abs().argmin()
+    return int(lengths[nearest]), waves[nearest]
 
 
 def project_positive_semidefinite(kernel: Tensor) -> Tensor:
@@ -232,8 +256,9 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
 
     The kernels whose response is non-negative form a cone; the projection onto it is a non-negative least-squares
     problem, whose unknowns are the multipliers of the frequencies where the response is negative. They are added one
-    by one, the worst first. What is left of order 1e-9 is removed by adding to the centre tap, and the result is scaled
-    to the sum of ``kernel``. Needs scipy, which ``convopt[lab]`` installs.
+    by one, the worst first. What is left of the negative response is removed by adding to the centre tap, and the
+    result is scaled to the sum of ``kernel``: the nearest to about 1e-5, and safe. Needs scipy, which ``convopt[lab]``
+    installs.
 
     Args:
         kernel: taps, shape ``(k,)`` or ``(k, k)``, k odd, symmetric along each axis, with a positive sum.
@@ -242,13 +267,14 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
         Tensor of the kernel's shape and dtype; the kernel itself where it is positive semidefinite.
 
     Raises:
-        ValueError: the kernel is not finite, not symmetric along each axis, or its sum is not positive.
+        ValueError: the kernel is not finite, not symmetric along each axis, its sum is not positive, or the nearest
+            such kernel is zero.
     """
     from scipy.optimize import nnls
 
     if is_positive_semidefinite(kernel, tolerance=0):
         return kernel.clone()
-    taps = _symmetric_kernel(kernel)
+    taps = check_symmetric(kernel)
     if not taps.sum() > 0:
         raise ValueError(f"kernel must have a positive sum, got {kernel}")
     distances = torch.arange(taps.shape[0]) - taps.shape[0] // 2
@@ -263,11 +289,13 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
         multipliers, _ = nnls(-violated.T.numpy(), taps.flatten().numpy())
         nearest = taps + (torch.from_numpy(multipliers) @ violated).view(taps.shape)
     nearest.view(-1)[taps.numel() // 2] += (-minimum_response(nearest)[0]).clamp_min(0)
-    return (nearest * (taps.sum() / nearest.sum())).to(kernel.dtype)
+    if nearest.sum() <= 1e-9 * taps.abs().sum():
+        raise ValueError(f"kernel has no positive semidefinite kernel near it but zero, got {kernel}")
+    return (nearest * (taps.sum() / nearest.sum())).to(kernel)
 
 
-def _symmetric_kernel(kernel: Tensor) -> Tensor:
-    """The kernel in float64; ValueError unless it is finite and symmetric along each axis, of odd size."""
+def check_symmetric(kernel: Tensor) -> Tensor:
+    """The kernel in float64 on the CPU; ValueError unless it is finite, symmetric along each axis and of odd size."""
     if kernel.ndim not in (1, 2) or len(set(kernel.shape)) != 1:
         raise ValueError(f"kernel must have shape (k,) or (k, k), got {tuple(kernel.shape)}")
     check_size(kernel.shape[0], "the kernel's size")

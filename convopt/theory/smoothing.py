@@ -12,6 +12,7 @@ centre ``c``. For the symmetric kernels that smoothing is about, it makes no dif
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,8 +23,11 @@ from convopt.theory.kernels import check_size
 
 Boundary = Literal["reflect", "symmetric", "circular"]
 
-CACHE = 2**17
-"""Elements, 512 KiB of float32: what stays in the second-level cache of one core beside everything else."""
+SHORT = 2**12
+"""Elements up to which gathering all shifted copies of vectors by index is cheaper than laying out a buffer."""
+
+CACHE = 2**19
+"""Elements, 2 MiB of float32: up to here copies are cheaper than views, because they stay close to the core."""
 
 
 class Shifts(ABC):
@@ -36,17 +40,8 @@ class Shifts(ABC):
     channel, and no value is read back from the device. Half precision is computed in float32.
     """
 
-    def __init__(self, buffer: Tensor, size: int, rows: int, row: int):
-        # One copy runs over everything. What is computed in the gutters between rows or lines is cut off.
-        length = buffer.numel() - size + 1
-        self._span = length - (rows - 1) * row
-        self._dtype = buffer.dtype
-        if size * length <= CACHE:
-            copies = buffer.as_strided((size, length), (1, 1)).contiguous()
-            self._matrices = [copies[:, i * row : i * row + self._span] for i in range(rows)]
-        else:
-            views = buffer.as_strided((rows, size, 1, self._span), (row, 1, self._span, 1))
-            self._matrices = [view for one_row in views.unbind() for view in one_row.unbind()]
+    def __init__(self, matrices: list[Tensor]):
+        self._matrices = matrices
 
     @abstractmethod
     def _crop(self, flat: Tensor) -> list[Tensor]:
@@ -55,7 +50,7 @@ class Shifts(ABC):
     def smooth(self, kernel: Tensor) -> list[Tensor]:
         """``W * g`` of each gradient, in its shape and in float32 (float64 where it is float64)."""
         first, *others = self._matrices
-        tap, *taps = kernel.to(self._dtype).reshape(len(self._matrices), -1).unbind()
+        tap, *taps = kernel.to(first.dtype).reshape(len(self._matrices), -1).unbind()
         if len(first) == 1:
             total = torch.mul(first, tap)
             for view, tap in zip(others, taps, strict=True):
@@ -73,7 +68,7 @@ class Shifts(ABC):
         This is the adjoint of ``smooth`` as a map of the taps: if ``l`` is a loss of the smoothed gradients and
         ``others`` its derivatives there, the result is the exact gradient of ``l`` with respect to the taps.
         """
-        spread = self._matrices[0].new_zeros(self._span)
+        spread = self._matrices[0].new_zeros(self._matrices[0].shape[1])
         for place, other in zip(self._crop(spread), others, strict=True):
             place.copy_(other.reshape(place.shape))
         # mv even of one row, because torch.dot is eight times slower where a view is not aligned.
@@ -100,16 +95,23 @@ class LineShifts(Shifts):
             )
         radius = size // 2
         dtype = _arithmetic_dtype(lines[0])
-        gap = lines[0].new_empty(2 * radius, dtype=dtype)
-        pieces = [gap[:radius]]
-        for line in lines:
-            pieces += [line.to(dtype), gap]
-        pieces[-1] = gap[:radius]
-        buffer = torch.cat(pieces)
-        margins, sources = _margins(lengths, radius, boundary, buffer.device)
-        buffer.index_copy_(0, margins, buffer.index_select(0, sources))
-        super().__init__(buffer, size, rows=1, row=0)
-        self._sections = [section for length in lengths for section in (length, 2 * radius)][:-1]
+        values = [line.to(dtype) for line in lines]
+        if sum(lengths) <= SHORT:
+            neighbours = _neighbours(lengths, size, boundary, values[0].device)
+            super().__init__([torch.cat(values).index_select(0, neighbours).view(size, -1)])
+            gap = 0
+        else:
+            margin = values[0].new_empty(2 * radius)
+            pieces = [margin[:radius]]
+            for line in values:
+                pieces += [line, margin]
+            pieces[-1] = margin[:radius]
+            buffer = torch.cat(pieces)
+            margins, sources = _margins(lengths, radius, boundary, buffer.device)
+            buffer.index_copy_(0, margins, buffer.index_select(0, sources))
+            super().__init__(_copies(buffer, size, rows=1, row=0))
+            gap = 2 * radius
+        self._sections = [section for length in lengths for section in (length, gap)][:-1]
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
         return list(flat.split_with_sizes(self._sections)[::2])
@@ -130,7 +132,8 @@ class PictureShifts(Shifts):
 
     def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
         self._shapes = [picture.shape for picture in pictures]
-        if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1] != self._shapes[0][-1] for shape in self._shapes):
+        width = self._shapes[0][-1]
+        if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1] != width or 0 in shape for shape in self._shapes):
             raise ValueError(
                 f"tensors of shapes {[tuple(shape) for shape in self._shapes]} were given for a kernel of "
                 f"{size} x {size} taps, expected no less along their last two axes and one common width"
@@ -141,7 +144,7 @@ class PictureShifts(Shifts):
             for picture in pictures
         ]
         self._padded_shapes = [stack.shape for stack in padded]
-        super().__init__(_join(padded), size, rows=size, row=padded[0].shape[-1])
+        super().__init__(_copies(_join(padded), size, rows=size, row=padded[0].shape[-1]))
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
         places, start = [], 0
@@ -150,6 +153,18 @@ class PictureShifts(Shifts):
             places.append(stack.view(shape))
             start += count * height * row
         return places
+
+
+def _copies(buffer: Tensor, size: int, rows: int, row: int) -> list[Tensor]:
+    """The matrices of ``Shifts`` from a buffer of rows of ``row`` elements, for ``rows`` x ``size`` taps."""
+    # One copy runs over everything. What is computed in the gutters between rows or lines is cut off.
+    length = buffer.numel() - size + 1
+    span = length - (rows - 1) * row
+    if size * length <= CACHE:
+        copies = buffer.as_strided((size, length), (1, 1)).contiguous()
+        return [copies[:, i * row : i * row + span] for i in range(rows)]
+    views = buffer.as_strided((rows, size, 1, span), (row, 1, span, 1))
+    return [view for one_row in views.unbind() for view in one_row.unbind()]
 
 
 def _join(tensors: list[Tensor]) -> Tensor:
@@ -226,7 +241,8 @@ def shift_statistics(
         boundary: how the gradient goes on beyond its edges.
 
     Returns:
-        float32, or float64 for a float64 gradient. Values that are not finite make the statistics so.
+        float32, or float64 for a float64 gradient. Values that are not finite make the statistics so. A variance that
+        is formed from float32 statistics loses its digits where the mean is large against the deviation.
 
     Raises:
         ValueError: the shapes do not fit, or no such boundary.
@@ -236,7 +252,7 @@ def shift_statistics(
     _check_boundary(boundary)
     if target.shape != gradient.shape:
         raise ValueError(f"target must have the gradient's shape {tuple(gradient.shape)}, got {tuple(target.shape)}")
-    if gradient.ndim == 0 or min(gradient.shape[-2:]) < size:
+    if gradient.ndim == 0 or min(gradient.shape[-2:]) < size or 0 in gradient.shape:
         raise ValueError(
             f"gradient must have at least {size} elements along each smoothed axis, got {tuple(gradient.shape)}"
         )
@@ -294,11 +310,19 @@ def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary) -> Tens
         return F.pad(fields.unsqueeze(0), (columns, columns, rows, rows), mode=boundary)[0]
     for axis, margin in ((1, rows), (2, columns)):
         length = fields.shape[axis]
-        position = torch.arange(-margin, length + margin, device=fields.device)
-        position = torch.where(position < 0, -1 - position, position)
-        position = torch.where(position >= length, 2 * length - 1 - position, position)
-        fields = fields.index_select(axis, position)
+        sources = [_source(i, length, boundary) for i in range(-margin, length + margin)]
+        fields = fields.index_select(axis, torch.tensor(sources, device=fields.device))
     return fields
+
+
+def _source(position: int, length: int, boundary: Boundary) -> int:
+    """Where along an axis the value at a position stands that may be up to ``length`` outside of it."""
+    if boundary == "circular":
+        return position % length
+    repeated = boundary == "symmetric"  # whether the edge value is
+    if position < 0:
+        return -position - repeated
+    return position if position < length else 2 * (length - 1) - position + repeated
 
 
 @lru_cache(maxsize=256)
@@ -306,15 +330,27 @@ def _margins(lengths: tuple[int, ...], radius: int, boundary: Boundary, device: 
     """Positions of the margins in a buffer of lines with ``radius`` on either side, and of what they repeat."""
     margins, sources, start = [], [], radius
     for length in lengths:
-        end = start + length - 1
-        for distance in range(1, radius + 1):
-            margins += [start - distance, end + distance]
-            sources += {
-                "reflect": [start + distance, end - distance],
-                "symmetric": [start + distance - 1, end - distance + 1],
-                "circular": [end - distance + 1, start + distance - 1],
-            }[boundary]
+        for position in (*range(-radius, 0), *range(length, length + radius)):
+            margins.append(start + position)
+            sources.append(start + _source(position, length, boundary))
         start += length + 2 * radius
     return torch.tensor(margins, device=device, dtype=torch.long), torch.tensor(
         sources, device=device, dtype=torch.long
+    )
+
+
+@lru_cache(maxsize=256)
+def _neighbours(lengths: tuple[int, ...], size: int, boundary: Boundary, device: torch.device) -> Tensor:
+    """Tap by tap, for each element of lines end to end, the position of the neighbour that the tap weighs."""
+    starts = accumulate(lengths, initial=0)
+    places = list(zip(starts, lengths, strict=False))
+    radius = size // 2
+    return torch.tensor(
+        [
+            start + _source(position + shift, length, boundary)
+            for shift in range(-radius, radius + 1)
+            for start, length in places
+            for position in range(length)
+        ],
+        device=device,
     )

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from convopt.theory.kernels import frequency_response
+from convopt.theory.kernels import check_symmetric, frequency_response
 
 
 def frequencies(length: int) -> Tensor:
@@ -55,8 +55,10 @@ def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
 def kernel_gain(kernel: Tensor, shape: Sequence[int]) -> Tensor:
     """The gain of a kernel symmetric along each axis on the DCT's frequencies of a grid: float64, ``shape``.
 
-    ``kernel`` is ``(k,)`` or ``(k, k)``, ``shape`` has as many axes, each at least k long; ValueError otherwise.
+    ``kernel`` is ``(k,)`` or ``(k, k)``, ``shape`` has as many axes, each at least k long; ValueError otherwise, and
+    where the kernel is not symmetric or not finite.
     """
+    kernel = check_symmetric(kernel)
     if kernel.ndim != len(shape) or any(length < size for length, size in zip(shape, kernel.shape, strict=True)):
         raise ValueError(
             f"kernel must have as many axes as the grid {tuple(shape)} and be no longer, got shape "
@@ -117,7 +119,8 @@ def radial_bins(shape: Sequence[int], bins: int) -> Tensor:
         raise ValueError(f"bins must be positive, got {bins!r}")
     radius = radial_frequency(shape)
     scale = bins / radius.max() if radius.max() > 0 else 0.0
-    return (radius * scale).long().clamp_max(bins - 1)
+    # A frequency on the edge of two rings lies in the outer one, whatever the rounding.
+    return (radius * scale + 1e-9).long().clamp_max(bins - 1)
 
 
 def radial_mean(spectrum: Tensor, bins: Tensor, count: int) -> Tensor:
