@@ -154,6 +154,8 @@ def test_the_uniform_response_dips_below_zero_and_the_binomial_never_does():
         (lambda: smooth(torch.zeros(3), torch.ones(5)), "5 taps"),
         (lambda: smooth(torch.zeros(4, 9), torch.ones(5, 5)), "(4, 9)"),
         (lambda: smooth(torch.zeros(9), torch.ones(4)), "(4,)"),
+        (lambda: smooth(torch.tensor(1.0), torch.ones(3, 3)), "()"),
+        (lambda: smooth(torch.zeros(0, 9, 9), torch.ones(3, 3)), "(0, 9, 9)"),
         (lambda: smooth(torch.zeros(9, 9), torch.ones(3)), "(9, 9)"),
         (lambda: PictureShifts([torch.zeros(9, 9), torch.zeros(9, 8)], 3), "(9, 8)"),
         (lambda: kernels.uniform(4), "4"),

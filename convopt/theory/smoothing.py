@@ -36,7 +36,7 @@ class Shifts(ABC):
     The copies are the rows of a few matrices. Where one copy for each shift along the last axis fits the cache, they
     are made, each matrix holds ``size`` of them, and smoothing is one matrix-vector product per matrix. Else each
     matrix is one view of the gradient, and smoothing one multiply-add per view. The derivative with respect to the
-    taps is matrix-vector products in both cases. On one core this is ten times faster than ``conv2d`` with a single
+    taps is matrix-vector products either way. On one core this is ten times faster than ``conv2d`` with a single
     channel, and no value is read back from the device. Half precision is computed in float32.
     """
 
@@ -132,8 +132,8 @@ class PictureShifts(Shifts):
 
     def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
         self._shapes = [picture.shape for picture in pictures]
-        width = self._shapes[0][-1]
-        if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1] != width or 0 in shape for shape in self._shapes):
+        width = self._shapes[0][-1:]
+        if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1:] != width or 0 in shape for shape in self._shapes):
             raise ValueError(
                 f"tensors of shapes {[tuple(shape) for shape in self._shapes]} were given for a kernel of "
                 f"{size} x {size} taps, expected no less along their last two axes and one common width"
