@@ -5,7 +5,7 @@ import torch
 
 from convopt.lab import data, toys
 from convopt.theory import kernel_loss, kernels, spectrum
-from convopt.theory.smoothing import mean_statistics, shift_statistics
+from convopt.theory.smoothing import mean_shift_statistics, shift_statistics
 
 
 def test_the_box_kernel_diverges_where_a_positive_semidefinite_one_converges():
@@ -44,7 +44,7 @@ def test_pairs_of_noisy_gradients_teach_the_wiener_filter_of_the_signal(noise):
 
 def test_statistics_of_different_sizes_have_no_mean():
     with pytest.raises(ValueError, match=r"\[8, 9\]"):
-        mean_statistics([shift_statistics(torch.ones(n), 3) for n in (8, 9)])
+        mean_shift_statistics([shift_statistics(torch.ones(n), 3) for n in (8, 9)])
 
 
 def test_smoothing_the_first_layers_gradient_is_training_on_blurred_pictures():

@@ -16,7 +16,7 @@ from convopt.lab.models import SimpleNet
 from convopt.optim import ConvolutionalSGD
 from convopt.theory.kernel_loss import TapsLoss, local_loss_of_taps, through_softmax, wiener_taps
 from convopt.theory.kernels import from_logits
-from convopt.theory.smoothing import ShiftStatistics, mean_statistics, shift_statistics
+from convopt.theory.smoothing import ShiftStatistics, mean_shift_statistics, shift_statistics
 from convopt.theory.spectrum import apply_gain
 
 
@@ -56,7 +56,7 @@ def pair_statistics(signal: Tensor, noise: float, size: int, pairs: int) -> Shif
     Boundaries are circular, where the expectation of white noise's is exact.
     """
     gradients = [noisy(signal, noise, seed) for seed in range(2 * pairs)]
-    return mean_statistics(
+    return mean_shift_statistics(
         [
             shift_statistics(gradient, size, other, "circular")
             for gradient, other in zip(gradients[::2], gradients[1::2], strict=True)
@@ -135,7 +135,7 @@ def first_layer_taps(dataset: Dataset, size: int, batch_size: int, pairs: int, s
         shift_statistics(first, size, second, "symmetric")
         for first, second in zip(gradients[::2], gradients[1::2], strict=True)
     ]
-    taps = wiener_taps(mean_statistics(statistics)).view(size, size)
+    taps = wiener_taps(mean_shift_statistics(statistics)).view(size, size)
     return taps / taps.sum()
 
 

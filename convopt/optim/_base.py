@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from convopt.theory.kernel_loss import KernelLoss
 from convopt.theory.kernels import NAMED_KERNELS, check_size
-from convopt.theory.smoothing import LineShifts
+from convopt.theory.smoothing import LineShifts, at_least_float32
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ class SmoothingOptimizer(Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         scalar = _as_scalar(loss)
-        params_of_groups = [_params_with_grad(group) for group in self.param_groups]
+        params_of_groups = [params_with_grad(group) for group in self.param_groups]
         for group, params in zip(self.param_groups, params_of_groups, strict=True):
             if params:
                 for name in self._shared_kernels:
@@ -188,7 +188,8 @@ def mean_statistics(losses: list[KernelLoss]) -> dict[str, Tensor]:
     }
 
 
-def _params_with_grad(group: dict[str, Any]) -> list[Tensor]:
+def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
+    """The group's parameters that have a gradient; RuntimeError where one is sparse or complex."""
     params = [p for p in group["params"] if p.grad is not None]
     for p in params:
         if p.grad.layout is not torch.strided:
@@ -202,7 +203,7 @@ def _params_with_grad(group: dict[str, Any]) -> list[Tensor]:
 
 def _as_scalar(loss: Any) -> Tensor | float | None:
     if isinstance(loss, Tensor) and loss.numel() == 1:
-        return loss.detach().reshape(()).to(torch.promote_types(loss.dtype, torch.float32), copy=True)
+        return at_least_float32(loss.detach().reshape(())).clone()
     if loss is None or isinstance(loss, int | float):
         return loss
     raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")

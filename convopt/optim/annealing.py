@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.optim._base import check_number
+from convopt.optim._base import check_number, params_with_grad
+from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
 """The agreement is not taken for less: an estimate of almost nothing may be negative."""
@@ -118,11 +119,7 @@ class SNRAnnealing:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _grads(self) -> dict[Tensor, Tensor]:
-        grads = {p: p.grad for p in self._params() if p.grad is not None}
-        for grad in grads.values():
-            if grad.layout is not torch.strided or grad.is_complex():
-                raise RuntimeError(f"SNRAnnealing needs dense real gradients, got {grad.layout}, {grad.dtype}")
-        return grads
+        return {p: p.grad for group in self.optimizer.param_groups for p in params_with_grad(group)}
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._restore()  # a step that raised left its learning rates scaled
@@ -205,9 +202,8 @@ class SNRAnnealing:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> in at least float32."""
-    dtype = torch.promote_types(a.dtype, torch.float32)
-    return torch.dot(a.reshape(-1).to(dtype), b.reshape(-1).to(dtype)).float()
+    """<a, b>, in float32 so that parameters of different precision add up."""
+    return torch.dot(at_least_float32(a).reshape(-1), at_least_float32(b).reshape(-1)).float()
 
 
 def _rho(statistics: dict[str, Tensor]) -> Tensor:

@@ -15,7 +15,7 @@ from convopt.optim._base import (
     together,
 )
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
-from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts
+from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts, at_least_float32
 from convopt.theory.snr import ema_powers
 
 
@@ -122,7 +122,7 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         self._descend(group, params, list(directions.values()))
 
     def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [p.grad.float() if p.dtype in HALF_PRECISION else p.grad for p in params]
+        grads = [at_least_float32(p.grad) for p in params]
         for p, grad in zip(params, grads, strict=True):
             if "signal" not in self.state[p]:
                 self.state[p]["signal"] = grad.clone(memory_format=torch.preserve_format)
@@ -168,8 +168,6 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
         return {"snr": signal_power / noise_power, **mean_statistics(losses)}
 
-
-HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 Layout = Literal["matrix", "taps", "flat"]
 

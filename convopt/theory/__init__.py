@@ -1,1 +1,1 @@
-"""Pure functions on tensors: kernels, smoothing, kernel losses, SNR."""
+"""Pure functions on tensors: kernels, smoothing, kernel losses, spectra, SNR."""

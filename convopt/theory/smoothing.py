@@ -94,8 +94,7 @@ class LineShifts(Shifts):
                 f"vectors of lengths {lengths} were given for a kernel of {size} taps, expected no shorter ones"
             )
         radius = size // 2
-        dtype = _arithmetic_dtype(lines[0])
-        values = [line.to(dtype) for line in lines]
+        values = [at_least_float32(line) for line in lines]
         if sum(lengths) <= SHORT:
             neighbours = _neighbours(lengths, size, boundary, values[0].device)
             super().__init__([torch.cat(values).index_select(0, neighbours).view(size, -1)])
@@ -138,9 +137,9 @@ class PictureShifts(Shifts):
                 f"tensors of shapes {[tuple(shape) for shape in self._shapes]} were given for a kernel of "
                 f"{size} x {size} taps, expected no less along their last two axes and one common width"
             )
-        dtype, radius = _arithmetic_dtype(pictures[0]), size // 2
+        radius = size // 2
         padded = [
-            _extend(picture.to(dtype).reshape(-1, *picture.shape[-2:]), radius, radius, boundary)
+            _extend(at_least_float32(picture).reshape(-1, *picture.shape[-2:]), radius, radius, boundary)
             for picture in pictures
         ]
         self._padded_shapes = [stack.shape for stack in padded]
@@ -256,11 +255,10 @@ def shift_statistics(
         raise ValueError(
             f"gradient must have at least {size} elements along each smoothed axis, got {tuple(gradient.shape)}"
         )
-    dtype = _arithmetic_dtype(gradient)
     # A vector is a picture of one row under a kernel of one row.
     height, width = (1, *gradient.shape) if gradient.ndim == 1 else gradient.shape[-2:]
     rows = 1 if gradient.ndim == 1 else size
-    fields, targets = (tensor.to(dtype).reshape(-1, height, width) for tensor in (gradient, target))
+    fields, targets = (at_least_float32(tensor).reshape(-1, height, width) for tensor in (gradient, target))
     padded = _extend(fields, rows // 2, size // 2, boundary)
     # For each row, of all fields one below the other, its copies for the shifts along the row.
     copies = F.pad(padded.flatten(0, 1), (0, 0, 0, rows - 1)).unfold(1, width, 1).contiguous()
@@ -287,7 +285,7 @@ def shift_statistics(
     )
 
 
-def mean_statistics(statistics: Sequence[ShiftStatistics]) -> ShiftStatistics:
+def mean_shift_statistics(statistics: Sequence[ShiftStatistics]) -> ShiftStatistics:
     """The mean of the statistics of several gradients of one shape: what to take before a ratio is formed."""
     *tensors, numels = zip(*statistics, strict=True)
     if len(set(numels)) != 1:
@@ -300,8 +298,9 @@ def _check_boundary(boundary: str) -> None:
         raise ValueError(f"boundary must be one of {', '.join(get_args(Boundary))}, got {boundary!r}")
 
 
-def _arithmetic_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in the precision of all arithmetic here: float64 as it is, everything else in float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary) -> Tensor:

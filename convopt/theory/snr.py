@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from convopt.theory.smoothing import at_least_float32
+
 
 class Powers(NamedTuple):
     """Estimates in units of gradient squared, in float32 (float64 for float64 gradients).
@@ -44,7 +46,7 @@ def ema_powers(signal: Tensor, grad: Tensor) -> Powers:
         ValueError: shapes differ.
     """
     _check_same_shape(signal=signal, grad=grad)
-    signal, grad = _at_least_float32(signal), _at_least_float32(grad)
+    signal, grad = at_least_float32(signal), at_least_float32(grad)
     return Powers(signal.square().sum(), (grad - signal).square().sum())
 
 
@@ -97,7 +99,7 @@ def per_sample_powers(gradients: Tensor) -> Powers:
     """
     if gradients.ndim == 0 or len(gradients) < 2:
         raise ValueError(f"gradients must hold at least two samples, got shape {tuple(gradients.shape)}")
-    batch, gradients = len(gradients), _at_least_float32(gradients)
+    batch, gradients = len(gradients), at_least_float32(gradients)
     mean = gradients.mean(0)
     noise = (gradients - mean).square().sum() / (batch - 1)
     return Powers(mean.square().sum() - noise / batch, noise)
@@ -117,7 +119,7 @@ def half_batch_powers(first: Tensor, second: Tensor, half: int) -> Powers:
     _check_same_shape(first=first, second=second)
     if half < 1:
         raise ValueError(f"half must be positive, got {half!r}")
-    first, second = _at_least_float32(first), _at_least_float32(second)
+    first, second = at_least_float32(first), at_least_float32(second)
     return Powers((first * second).sum(), half / 2 * (first - second).square().sum())
 
 
@@ -141,7 +143,7 @@ def big_small_powers(big: Tensor, small: Tensor, big_batch: int, small_batch: in
     _check_same_shape(big=big, small=small)
     if not 0 < small_batch < big_batch:
         raise ValueError(f"small_batch must be positive and below big_batch, got {small_batch!r} and {big_batch!r}")
-    big_power, small_power = (_at_least_float32(gradient).square().sum() for gradient in (big, small))
+    big_power, small_power = (at_least_float32(gradient).square().sum() for gradient in (big, small))
     return Powers(
         (big_batch * big_power - small_batch * small_power) / (big_batch - small_batch),
         (small_power - big_power) / (1 / small_batch - 1 / big_batch),
@@ -173,10 +175,6 @@ def per_sample_gradients(
         return loss(torch.func.functional_call(model, values, (x.unsqueeze(0),)), y.unsqueeze(0))
 
     return torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check_beta(beta: float) -> None:
