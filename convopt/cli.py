@@ -45,7 +45,7 @@ def _make_parser() -> _Parser:
     run = commands.add_parser("run", help="train what an experiment lacks and print its table")
     _add_experiment(run)
     run.add_argument("--dataset", choices=("mnist", "digits"), default="mnist", help="default: mnist")
-    run.add_argument("--seeds", type=_positive, default=10, metavar="N", help="paired seeds 0 to N-1; default: 10")
+    run.add_argument("--seeds", type=_positive, metavar="N", help="paired seeds 0 to N-1; default: the experiment's")
     run.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
     _add_store(run)
     run.add_argument("--jobs", type=_positive, metavar="N", help="worker processes; default: one per core")
@@ -95,7 +95,8 @@ def _run(options: argparse.Namespace) -> int:
 
     experiment = experiments.find(options.experiment)
     store = workspace.open_store(options.store)
-    runs = experiment.runs(options.dataset, range(options.seeds), options.epochs)
+    seeds = range(options.seeds) if options.seeds else None
+    runs = experiment.runs(options.dataset, seeds, options.epochs)
     _print_report(options, experiment, sweep.sweep(runs, store, options.jobs, options.scheduler))
     return 0
 

@@ -40,7 +40,7 @@ def train(optimizer, params, grads) -> None:
         optimizer.step()
 
 
-def reference_factors(grads, power=1.0, warmup=200, ema=0.999) -> list[float]:
+def reference_factors(grads, onset, power, warmup, ema) -> list[float]:
     """The factor after each step, by the formulas, in double precision."""
     product = total = peak = 0.0
     count, factors, previous = 0, [], None
@@ -53,17 +53,17 @@ def reference_factors(grads, power=1.0, warmup=200, ema=0.999) -> list[float]:
             total = beta * total + (1 - beta) * (vector @ vector).item()
             rho = max(product / total, 1e-4)
             peak = max(peak, rho) if count > warmup else peak
-        factors.append((rho / peak) ** power if count > warmup else 1.0)
+        factors.append(min(1, rho / (onset * peak)) ** power if count > warmup else 1.0)
         previous = vector
     return factors
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_the_factor_follows_the_formulas_and_scales_the_next_step(power):
+@pytest.mark.parametrize(("onset", "power"), [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (0.5, 2.0), (0.7, 1.0)])
+def test_the_factor_follows_the_formulas_and_scales_the_next_step(onset, power):
     params, grads = new_params(), gradients(120)
     optimizer = torch.optim.SGD(params, lr=0.1)
-    annealing = SNRAnnealing(optimizer, power=power, warmup=20, ema=0.95)
-    expected = reference_factors(grads, power, 20, 0.95)
+    annealing = SNRAnnealing(optimizer, onset=onset, power=power, warmup=20, ema=0.95)
+    expected = reference_factors(grads, onset, power, 20, 0.95)
     assert power == 0 or min(expected) < 0.8
     last = 1.0
     for step_grads, factor in zip(grads, expected, strict=True):
@@ -240,6 +240,7 @@ def test_what_cannot_be_annealed_is_refused():
         SNRAnnealing(params)
     for options, said in (
         ({"power": -1}, "power"),
+        ({"onset": 0}, "onset"),
         ({"ema": 1.0}, "ema"),
         ({"warmup": -1}, "warmup"),
         ({"read_every": 0}, "read_every"),

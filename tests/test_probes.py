@@ -73,17 +73,17 @@ class TestSimulations:
 class TestPixels:
     def test_the_identity_changes_nothing_and_the_inverse_undoes_a_permutation(self, digits):
         order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-        same = probes.permute_pixels(digits, torch.arange(64))
-        back = probes.permute_pixels(probes.permute_pixels(digits, order), order.argsort())
+        same = data.permute_pixels(digits, torch.arange(64))
+        back = data.permute_pixels(data.permute_pixels(digits, order), order.argsort())
         for other in (same, back):
             for split in ("train", "validation", "test"):
                 assert torch.equal(getattr(other, split).x, getattr(digits, split).x)
-        assert not torch.equal(probes.permute_pixels(digits, order).train.x, digits.train.x)
+        assert not torch.equal(data.permute_pixels(digits, order).train.x, digits.train.x)
 
     @pytest.mark.parametrize("order", [torch.arange(63), torch.zeros(64).long(), torch.arange(64) + 1])
     def test_an_order_without_each_pixel_once_is_refused(self, digits, order):
         with pytest.raises(ValueError, match="pixels 0 to 63"):
-            probes.permute_pixels(digits, order)
+            data.permute_pixels(digits, order)
 
     def test_all_rings_together_hold_the_batches_mean_squared_norm(self, gradients):
         weight = gradients["hidden1.weight"]

@@ -13,9 +13,9 @@ from convopt.lab.records import Record
 STRESS = experiments.find("06-stress-test")
 
 
-def record(optimizer, seed, accuracies, norms=(1.0, 3.0), status="finished", dataset="mnist", epochs=2) -> Record:
+def record(recipe, seed, accuracies, norms=(1.0, 3.0), status="finished", dataset="mnist", epochs=2) -> Record:
     curves = {"test_accuracy": list(accuracies), "gradient_norm": list(norms), "seconds_training": [1.0, 2.0]}
-    run = experiments.STRESS.run(optimizer, dataset, epochs, seed)
+    run = experiments.STRESS.run(recipe, dataset, epochs, seed)
     return Record(run, status, curves, [], 0.5 if dataset == "mnist" else None, {})
 
 
@@ -31,6 +31,7 @@ def test_a_row_holds_means_in_percent_and_student_intervals():
         "label_noise": 0.15,
         "n_train": 5000,
         "epochs": 2,
+        "pixels": "natural",
     }
     half = 4.302653 * 5 / math.sqrt(3)  # t quantile for two degrees of freedom, standard deviation 5
     assert row["best"] == pytest.approx({"mean": 85, "low": 85 - half, "high": 85 + half}, rel=1e-6)
@@ -53,8 +54,8 @@ def test_one_seed_has_no_interval_and_diverged_runs_are_counted_apart():
 
 
 def test_rows_follow_the_experiment_and_keep_data_sets_and_epochs_apart():
-    arms = [optimizer for _, optimizer, _ in reversed(STRESS.arms)]
-    records = [record(optimizer, 0, (0.8, 0.7)) for optimizer in arms]
+    arms = [recipe for _, recipe, _ in reversed(STRESS.arms)]
+    records = [record(recipe, 0, (0.8, 0.7)) for recipe in arms]
     records += [
         record(experiments.SGD, 0, (0.8, 0.7), dataset="digits"),
         record(experiments.SGD, 0, (0.8, 0.7), epochs=9),
@@ -72,9 +73,9 @@ def test_every_claim_is_about_arms_of_its_experiment():
     for experiment in experiments.EXPERIMENTS.values():
         labels = {label for label, _, _ in experiment.arms}
         assert all({claim.treatment, claim.control} <= labels for claim in experiment.claims)
-        for label, optimizer, setting in experiment.arms:
-            assert experiment.label(setting.run(optimizer, "digits", 3, 7)) == label
-            assert optimizer.name in training.OPTIMIZERS
+        for label, recipe, setting in experiment.arms:
+            assert experiment.label(setting.run(recipe, "digits", 3, 7)) == label
+            assert recipe.optimizer.name in training.OPTIMIZERS
 
 
 def test_a_claim_is_judged_by_the_paired_interval():

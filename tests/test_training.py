@@ -20,13 +20,13 @@ def outcome(record) -> dict:
 
 @pytest.mark.parametrize("arm", experiments.find("06-stress-test").arms, ids=lambda arm: arm[0])
 def test_every_optimizer_trains_and_is_recorded(arm):
-    _, optimizer, setting = arm
-    record = training.train(setting.run(optimizer, "digits", epochs=2, seed=0))
+    _, recipe, setting = arm
+    record = training.train(setting.run(recipe, "digits", epochs=2, seed=0))
     assert record.status == "finished"
-    assert set(record.curves) == set(CURVES)
+    assert set(record.curves) == set(CURVES) - {"rho", "annealing_factor"}
     assert all(len(values) == 2 and all(map(math.isfinite, values)) for values in record.curves.values())
     assert len(record.kernels) == 3
-    has_kernels = optimizer.name not in ("SGD", "Adam")
+    has_kernels = recipe.optimizer.name not in ("SGD", "Adam")
     assert bool(record.kernels[-1]) == has_kernels
     assert record.provenance["torch"].startswith("2.")
     assert record.provenance["data"] == data.load("digits").checksum
@@ -43,7 +43,7 @@ def test_the_same_run_gives_the_same_record_whatever_the_threads_and_global_seed
 
 def test_runs_of_a_seed_are_paired_across_optimizers():
     dataset = data.load("digits")
-    other = dataclasses.replace(RUN, optimizer=experiments.V2_UNIFORM)
+    other = dataclasses.replace(RUN, optimizer=experiments.V2_UNIFORM.optimizer)
     third = dataclasses.replace(RUN, seed=1)
     weights = [list(training.make_model(run, dataset).parameters()) for run in (RUN, other, third)]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)

@@ -1,10 +1,11 @@
 """MNIST and scikit-learn's digits as tensors, checked, split and, where asked for, with wrong labels."""
 
 import hashlib
+import math
 import os
 import struct
 import urllib.error
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def load(name: str) -> Dataset:
     if name not in DATASETS:
         raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
     return _digits() if name == "digits" else _mnist(str(data_folder()))
+
+
+def permute_pixels(dataset: Dataset, order: Tensor) -> Dataset:
+    """The data set with the pixels of every picture in another order, ``(pixels,)``, the same for all.
+
+    ValueError unless ``order`` holds each pixel once.
+    """
+    pixels = math.prod(dataset.grid)
+    if not torch.equal(order.sort().values, torch.arange(pixels)):
+        raise ValueError(f"order must hold each of the pixels 0 to {pixels - 1} once")
+    splits = {
+        name: Split(split.x[:, order], split.y)
+        for name in ("train", "validation", "test", "confirmation")
+        if (split := getattr(dataset, name)) is not None
+    }
+    return replace(dataset, **splits)
 
 
 def data_folder() -> Path:

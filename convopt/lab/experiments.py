@@ -1,25 +1,34 @@
 """The experiments as data: which runs each consists of. Nothing here trains."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convopt.lab.runs import Choice, Run
 
 AVAILABLE = {"mnist": (5000, 1000), "digits": (1200, 397)}
 """Pictures there are to train on and to report, per data set; experiments take at most these."""
 
-SGD = Choice.of("SGD", lr=0.01, momentum=0.9)
-ADAM = Choice.of("Adam", lr=0.001)
-V1 = Choice.of("ConvolutionalSGD", lr=0.01, momentum=0.9, kernel_size=5)
-LOCAL_LOSS = Choice.of("LocalLossConvSGD", lr=0.01, momentum=0.9, kernel_size=5)
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: the optimizer, and what happens to its learning rate (see ``Run``)."""
+
+    optimizer: Choice
+    schedule: str = "constant"
+    annealing: Choice | None = None
 
 
-def v2(kernel_init: str, **options: object) -> Choice:
+SGD = Recipe(Choice.of("SGD", lr=0.01, momentum=0.9))
+ADAM = Recipe(Choice.of("Adam", lr=0.001))
+ADAMW = Recipe(Choice.of("AdamW", lr=0.001))
+V1 = Recipe(Choice.of("ConvolutionalSGD", lr=0.01, momentum=0.9, kernel_size=5))
+LOCAL_LOSS = Recipe(Choice.of("LocalLossConvSGD", lr=0.01, momentum=0.9, kernel_size=5))
+
+
+def v2(kernel_init: str, **options: object) -> Recipe:
     """ConvolutionalSGDv2 at the README's settings for the stress test."""
-    return Choice.of(
-        "ConvolutionalSGDv2",
-        **{"lr": 0.01, "momentum": 0.9, "kernel_size": 5, "kernel_lr": 0.005, "kernel_init": kernel_init, **options},
-    )
+    settings = {"lr": 0.01, "momentum": 0.9, "kernel_size": 5, "kernel_lr": 0.005, "kernel_init": kernel_init}
+    return Recipe(Choice.of("ConvolutionalSGDv2", **{**settings, **options}))
 
 
 V2_UNIFORM = v2("uniform")
@@ -29,7 +38,7 @@ V2_THREE_PART = v2("uniform", loss_weights=(0.5, 0.3, 0.2))
 
 @dataclass(frozen=True)
 class Setting:
-    """What a group of runs has in common: everything but data set, optimizer, epochs and seed."""
+    """What a group of runs has in common: everything but data set, recipe, epochs and seed."""
 
     n_train: int
     batch_size: int
@@ -37,8 +46,9 @@ class Setting:
     model: Choice
     epochs: int
     n_test: int = 1000
+    pixels: str = "natural"
 
-    def run(self, optimizer: Choice, dataset: str, epochs: int | None, seed: int) -> Run:
+    def run(self, recipe: Recipe, dataset: str, epochs: int | None, seed: int) -> Run:
         """One run in this setting; of a smaller data set it takes what there is."""
         n_train, n_test = AVAILABLE[dataset]
         return Run(
@@ -49,8 +59,11 @@ class Setting:
             label_noise=self.label_noise,
             epochs=epochs or self.epochs,
             model=self.model,
-            optimizer=optimizer,
+            optimizer=recipe.optimizer,
             seed=seed,
+            pixels=self.pixels,
+            schedule=recipe.schedule,
+            annealing=recipe.annealing,
         )
 
 
@@ -66,33 +79,72 @@ class Claim:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A named set of runs: each arm is an optimizer in a setting, repeated over seeds.
+    """A named set of runs: each arm is a recipe in a setting, repeated over seeds.
 
     Attributes:
-        name: the stem of the notebook that tells of it.
+        name: the stem of the notebook that tells of it, and where it tells of several, what sets this one apart.
         title: one line.
-        arms: (label, optimizer, setting). The label stands in tables and figures.
+        arms: (label, recipe, setting). The label stands in tables and figures; arms in different settings may share it.
         claims: what the idea's first report says of it, from one run each.
+        seeds: how many the published study has, from 0 on.
     """
 
     name: str
     title: str
-    arms: tuple[tuple[str, Choice, Setting], ...]
+    arms: tuple[tuple[str, Recipe, Setting], ...]
     claims: tuple[Claim, ...] = ()
+    seeds: int = 10
 
-    def runs(self, dataset: str = "mnist", seeds: Iterable[int] = range(10), epochs: int | None = None) -> list[Run]:
-        """All runs, seed by seed so that an interrupted sweep holds whole pairs; ``epochs`` None is the setting's."""
-        return [setting.run(optimizer, dataset, epochs, seed) for seed in seeds for _, optimizer, setting in self.arms]
+    def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
+        """All runs, seed by seed so that an interrupted sweep holds whole pairs.
+
+        ``seeds`` None are the published study's, ``epochs`` None are the setting's.
+        """
+        seeds = range(self.seeds) if seeds is None else seeds
+        return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
-        for label, optimizer, setting in self.arms:
-            if run == setting.run(optimizer, run.dataset, run.epochs, run.seed):
+        for label, recipe, setting in self.arms:
+            if run == setting.run(recipe, run.dataset, run.epochs, run.seed):
                 return label
         return None
 
 
+WIENER_SGD = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9))
+WIENER_ADAMW = Recipe(Choice.of("WienerAdamW", lr=0.001))
+WIENER_ALONE = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9, snr_annealing=False))
+ANNEALING = Choice.of("SNRAnnealing")
+ANOTHER_SEEDS = Choice.of("replayed", shift=1)
+
+
+def annealed(recipe: Recipe, annealing: Choice = ANNEALING) -> Recipe:
+    """The recipe with SNRAnnealing around its optimizer."""
+    return replace(recipe, annealing=annealing)
+
+
+def with_lr(recipe: Recipe, lr: float, schedule: str = "constant") -> Recipe:
+    """The recipe at another learning rate and schedule."""
+    options = {**dict(recipe.optimizer.options), "lr": lr}
+    return replace(recipe, optimizer=Choice.of(recipe.optimizer.name, **options), schedule=schedule)
+
+
+def with_options(recipe: Recipe, **options: object) -> Recipe:
+    """The recipe with further options of its optimizer."""
+    merged = {**dict(recipe.optimizer.options), **options}
+    return replace(recipe, optimizer=Choice.of(recipe.optimizer.name, **merged))
+
+
+SMALL_NET = Choice.of("SimpleNet", hidden_size=64)
 STRESS = Setting(n_train=5000, batch_size=8, label_noise=0.15, model=Choice.of("SimpleNet"), epochs=30)
+PERMUTED = replace(STRESS, pixels="permuted")
+STRESS_CLEAN = replace(STRESS, label_noise=0.0)
+CLEAN = Setting(n_train=5000, batch_size=64, label_noise=0.0, model=Choice.of("SimpleNet"), epochs=20)
+CONV_NOISE = Setting(n_train=5000, batch_size=8, label_noise=0.15, model=Choice.of("ConvNet"), epochs=12)
+ABLATION = tuple(
+    Setting(n_train=3000, batch_size=size, label_noise=0.1, model=SMALL_NET, epochs=15, n_test=500)
+    for size in (8, 16, 32, 64)
+)
 KERNEL_DEMO = Setting(n_train=2000, batch_size=64, label_noise=0.0, model=Choice.of("SimpleNet"), epochs=10)
 
 LEARNED_KERNELS = (
@@ -103,9 +155,135 @@ LEARNED_KERNELS = (
 )
 """Arms whose kernels follow a kernel loss in the stress test; two experiments tell of the same runs."""
 
+LEARNING_RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+"""What learning rates are chosen from, for optimizers of either kind."""
+
+
+def _tuning() -> Iterable[tuple[str, Recipe, Setting]]:
+    """Every learning rate of every recipe that is tuned, in its setting."""
+    for label, recipe, setting, kind, schedule in (
+        ("Adam, cosine", ADAM, STRESS, "Adam", "cosine"),
+        ("SGD, cosine", SGD, STRESS_CLEAN, "SGD", "cosine"),
+        ("SGD", SGD, CLEAN, "SGD", "constant"),
+        ("Adam", ADAM, CLEAN, "Adam", "constant"),
+        ("WienerSGD", WIENER_SGD, CLEAN, "SGD", "constant"),
+        ("WienerAdamW", WIENER_ADAMW, CLEAN, "Adam", "constant"),
+        ("Adam, cosine", ADAM, CONV_NOISE, "Adam", "cosine"),
+    ):
+        for lr in LEARNING_RATES[kind]:
+            yield f"{label}, lr {lr:g}", with_lr(recipe, lr, schedule), setting
+
+
+def _harmless(model: str) -> Iterable[tuple[str, Recipe, Setting]]:
+    """Clean labels, with SNRAnnealing and without."""
+    for batch_size, epochs in ((8, 20), (64, 20), (64, 100)):
+        setting = replace(CLEAN, model=Choice.of(model), batch_size=batch_size, epochs=epochs)
+        for name, recipe in (("SGD", SGD), ("Adam", ADAM), ("AdamW", ADAMW)):
+            yield name, recipe, setting
+            yield f"{name} + SNRAnnealing", annealed(recipe), setting
+
+
+WIENER_EXPERIMENTS = (
+    Experiment(
+        name="04-wiener",
+        title="Stress test: the Wiener filter, annealing, and what could explain them",
+        arms=(
+            ("SGD", SGD, STRESS),
+            ("Adam", ADAM, STRESS),
+            ("Adam, cosine, tuned", with_lr(ADAM, 0.001, "cosine"), STRESS),
+            ("SGD + SNRAnnealing", annealed(SGD), STRESS),
+            ("Adam + SNRAnnealing", annealed(ADAM), STRESS),
+            ("WienerSGD without annealing", WIENER_ALONE, STRESS),
+            ("WienerSGD", WIENER_SGD, STRESS),
+            ("WienerAdamW", WIENER_ADAMW, STRESS),
+            ("WienerSGD, another seed's factor", annealed(WIENER_ALONE, ANOTHER_SEEDS), STRESS),
+            ("SGD, another seed's factor", annealed(SGD, ANOTHER_SEEDS), STRESS),
+            ("SGD, clean labels, cosine, tuned", with_lr(SGD, 0.01, "cosine"), STRESS_CLEAN),
+        ),
+    ),
+    Experiment(
+        name="04-wiener-permuted",
+        title="Stress test with the pixels permuted: no structure to find",
+        arms=(
+            ("SGD", SGD, PERMUTED),
+            ("Adam", ADAM, PERMUTED),
+            ("WienerSGD without annealing", WIENER_ALONE, PERMUTED),
+            ("WienerSGD", WIENER_SGD, PERMUTED),
+        ),
+    ),
+    Experiment(
+        name="04-wiener-batch-size",
+        title="Batch-size ablation: 3000 pictures, 10 % wrong labels",
+        arms=tuple(
+            (label, recipe, setting)
+            for setting in ABLATION
+            for label, recipe in (
+                ("SGD", SGD),
+                ("Adam", ADAM),
+                ("WienerSGD", WIENER_SGD),
+                ("WienerAdamW", WIENER_ADAMW),
+            )
+        ),
+    ),
+    Experiment(
+        name="04-wiener-clean",
+        title="Clean labels, batch 64, each learning rate tuned",
+        arms=(
+            ("SGD", with_lr(SGD, 0.03), CLEAN),
+            ("Adam", with_lr(ADAM, 0.001), CLEAN),
+            ("WienerSGD", with_lr(WIENER_SGD, 0.03), CLEAN),
+            ("WienerAdamW", with_lr(WIENER_ADAMW, 0.001), CLEAN),
+        ),
+    ),
+    Experiment(
+        name="04-wiener-convnet",
+        title="ConvNet, batch 8, 15 % wrong labels: annealing against a schedule",
+        arms=(
+            ("Adam", ADAM, CONV_NOISE),
+            ("Adam + SNRAnnealing", annealed(ADAM), CONV_NOISE),
+            ("Adam, cosine", with_lr(ADAM, 0.001, "cosine"), CONV_NOISE),
+            ("Adam, cosine, tuned", with_lr(ADAM, 0.0003, "cosine"), CONV_NOISE),
+        ),
+    ),
+    Experiment(
+        name="04-wiener-harmless",
+        title="Clean labels, SimpleNet: what SNRAnnealing costs where there is no noise to fit",
+        arms=tuple(_harmless("SimpleNet")),
+    ),
+    Experiment(
+        name="04-wiener-harmless-convnet",
+        title="Clean labels, ConvNet: what SNRAnnealing costs where there is no noise to fit",
+        arms=tuple(_harmless("ConvNet")),
+        seeds=3,
+    ),
+    Experiment(
+        name="04-wiener-options",
+        title="Stress test: WienerSGD with one option changed",
+        arms=(
+            ("defaults", WIENER_SGD, STRESS),
+            ("gain separable", with_options(WIENER_SGD, gain="separable"), STRESS),
+            ("scale unit dc", with_options(WIENER_SGD, scale="unit dc"), STRESS),
+            ("second estimate half batches", with_options(WIENER_SGD, second_estimate="half batches"), STRESS),
+            ("coherence EMA 0.9", with_options(WIENER_SGD, coherence_ema=0.9), STRESS),
+            ("coherence EMA 0.999", with_options(WIENER_SGD, coherence_ema=0.999), STRESS),
+            ("annealing EMA 0.99", with_options(WIENER_SGD, annealing_ema=0.99), STRESS),
+            ("warm-up 2000", with_options(WIENER_SGD, warmup=2000), STRESS),
+            ("onset 1, power 1", with_options(WIENER_SGD, onset=1.0, power=1.0), STRESS),
+            ("onset 0.5, power 2", with_options(WIENER_SGD, onset=0.5, power=2.0), STRESS),
+        ),
+    ),
+    Experiment(
+        name="04-wiener-tuning",
+        title="Learning rates, by accuracy on the validation pictures",
+        arms=tuple(_tuning()),
+        seeds=3,
+    ),
+)
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
+        *WIENER_EXPERIMENTS,
         Experiment(
             name="06-stress-test",
             title="Stress test: SimpleNet, batch 8, 15 % wrong labels",

@@ -201,22 +201,6 @@ def tracking(beta: float, turns: float = 5.0, steps: int = 2000, size: int = 500
     return pd.DataFrame(rows)
 
 
-def permute_pixels(dataset: data.Dataset, order: Tensor) -> data.Dataset:
-    """The data set with the pixels of every picture in another order, ``(pixels,)``, the same for all.
-
-    ValueError unless ``order`` holds each pixel once.
-    """
-    pixels = math.prod(dataset.grid)
-    if not torch.equal(order.sort().values, torch.arange(pixels)):
-        raise ValueError(f"order must hold each of the pixels 0 to {pixels - 1} once")
-    splits = {
-        name: data.Split(split.x[:, order], split.y)
-        for name in ("train", "validation", "test", "confirmation")
-        if (split := getattr(dataset, name)) is not None
-    }
-    return replace(dataset, **splits)
-
-
 def draw(split: data.Split, count: int, seed: int) -> data.Split:
     """``count`` pictures drawn independently, so that the split's own gradient is the signal: some may come twice."""
     index = torch.randint(len(split), (count,), generator=torch.Generator().manual_seed(seed))
@@ -340,7 +324,7 @@ def course(run: Run, dataset: data.Dataset, pictures: int, betas: Sequence[float
     """
     with training.one_thread():
         model = training.make_model(run, dataset)
-        optimizer = training.make_optimizer(run, model)
+        optimizer = training.make_optimizer(run, model, dataset.grid)
         emas = EMAProbe(optimizer, betas)
         split = training.training_split(run, dataset)
         powers, spectra = [], []
@@ -398,18 +382,11 @@ def courses(
     Raises:
         ValueError: as :func:`course`; an order of the pixels is neither of the two.
     """
-    natural = data.load(dataset)
     powers, spectra = [], []
     for (batch_size, pixels), seed in product(arms, seeds):
-        if pixels not in ("natural", "permuted"):
-            raise ValueError(f'pixels must be "natural" or "permuted", got {pixels!r}')
-        setting = replace(experiments.STRESS, batch_size=batch_size, label_noise=label_noise)
+        setting = replace(experiments.STRESS, batch_size=batch_size, label_noise=label_noise, pixels=pixels)
         run = setting.run(experiments.SGD, dataset, epochs, seed)
-        pictured = natural
-        if pixels == "permuted":
-            generator = torch.Generator().manual_seed(run.stream("order of the pixels"))
-            pictured = permute_pixels(natural, torch.randperm(math.prod(natural.grid), generator=generator))
-        seen = course(run, pictured, pictures, betas)
+        seen = course(run, training.dataset_of(run), pictures, betas)
         powers.append(seen.powers.assign(batch_size=batch_size, pixels=pixels, seed=seed))
         spectra.append(seen.spectra.assign(batch_size=batch_size, pixels=pixels, seed=seed))
     return Course(pd.concat(powers, ignore_index=True), pd.concat(spectra, ignore_index=True))

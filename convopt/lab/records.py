@@ -20,10 +20,17 @@ CURVES = (
     "test_loss",
     "test_accuracy",
     "validation_accuracy",
+    "wrong_labels_learnt",
+    "rho",
+    "annealing_factor",
     "seconds_training",
     "seconds_evaluation",
 )
-"""What is recorded per epoch: losses in nats, accuracies from 0 to 1, the mean gradient norm, seconds."""
+"""What is recorded per epoch: losses in nats, accuracies from 0 to 1, the mean gradient norm, seconds.
+
+Of runs with wrong labels, the share of those that the network predicts; of annealed runs, the agreement of gradients
+and the factor on the learning rate (see ``SNRAnnealing``).
+"""
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,9 @@ class Record:
     Attributes:
         run: its configuration.
         status: "finished", or "diverged" where a loss was not finite.
-        curves: under each name of ``CURVES`` one value per completed epoch.
-        kernels: the optimizer's kernels by name, before training and after each completed epoch.
+        curves: under each name of ``CURVES`` one value per completed epoch, as far as it applies to the run.
+        kernels: the optimizer's kernels, or gains by frequency, by name, before training and after each completed
+            epoch.
         confirmation_accuracy: 0 to 1, on test pictures that are looked at once, in the last epoch; or None.
         provenance: see ``provenance.collect``.
     """

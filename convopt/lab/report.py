@@ -43,6 +43,7 @@ def _condition(run: Run) -> tuple[tuple[str, Any], ...]:
         ("label_noise", run.label_noise),
         ("n_train", run.n_train),
         ("epochs", run.epochs),
+        ("pixels", run.pixels),
     )
 
 

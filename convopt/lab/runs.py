@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -33,7 +33,11 @@ class Run:
         epochs: passes over the training pictures.
         model: a name of ``models.MODELS`` and its options.
         optimizer: a name of ``training.OPTIMIZERS`` and its options.
-        seed: of initial weights, batches and wrong labels, one stream each. Runs of one seed are paired.
+        seed: of initial weights, batches, wrong labels and the order of pixels, one stream each. Runs of one seed are
+            paired.
+        pixels: "natural" or "permuted", in one random order for all pictures.
+        schedule: "constant", or "cosine": the learning rate falls to 0 over all steps.
+        annealing: "SNRAnnealing" with its options, or "replayed" (see ``training.attach_annealing``); None for none.
     """
 
     dataset: str
@@ -45,6 +49,9 @@ class Run:
     model: Choice
     optimizer: Choice
     seed: int
+    pixels: str = "natural"
+    schedule: str = "constant"
+    annealing: Choice | None = None
 
     @property
     def id(self) -> str:
@@ -53,17 +60,22 @@ class Run:
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers."""
-        return {
-            **asdict(self),
-            "model": _choice_to_json(self.model),
-            "optimizer": _choice_to_json(self.optimizer),
-        }
+        """Plain dicts, lists, strings and numbers. A field with a default is there only if it differs.
+
+        So a run keeps its identity when runs learn something new.
+        """
+        told = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = {field.name: told[field.name] for field in fields(self) if told[field.name] != field.default}
+        return {name: _choice_to_json(value) if isinstance(value, Choice) else value for name, value in told.items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Run":
         """The inverse of ``to_json``. KeyError or TypeError where ``data`` is no run."""
-        choices = {key: Choice.of(data[key]["name"], **data[key]["options"]) for key in ("model", "optimizer")}
+        choices = {
+            key: Choice.of(data[key]["name"], **data[key]["options"])
+            for key in ("model", "optimizer", "annealing")
+            if key != "annealing" or key in data
+        }
         return cls(**{**data, **choices})
 
     def stream(self, purpose: str) -> int:

@@ -72,13 +72,7 @@ class SmoothingOptimizer(Optimizer, ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint, as in torch; float32 statistics of half-precision parameters stay float32."""
         super().load_state_dict(state_dict)
-        saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for saved_id, p in zip(saved_ids, params, strict=True):
-            saved = state_dict["state"].get(saved_id, {})
-            for name in self._float32_state:
-                if name in saved:
-                    self.state[p][name] = copy.deepcopy(saved[name]).to(p.device)
+        restore_float32_state(self, state_dict, self._float32_state)
 
     def kernels(self) -> dict[str, Tensor]:
         """The kernels in use by name, each summing to 1: detached float32 copies.
@@ -131,6 +125,23 @@ def check_number(name: str, value: Any, *, at_least: float, below: float = math.
     is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
     if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
         raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``at_least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def restore_float32_state(optimizer: Optimizer, state_dict: dict[str, Any], names: Iterable[str]) -> None:
+    """After ``load_state_dict``, which casts to the parameters' dtype: the state called ``names`` as it was saved."""
+    saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for saved_id, p in zip(saved_ids, params, strict=True):
+        saved = state_dict["state"].get(saved_id, {})
+        for name in names:
+            if name in saved:
+                optimizer.state[p][name] = copy.deepcopy(saved[name]).to(p.device)
 
 
 def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:

@@ -1,12 +1,13 @@
 """SNRAnnealing: shrink the steps of any optimizer as its gradients stop agreeing with each other."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.optim._base import check_number, params_with_grad
+from convopt.optim._base import check_integer, check_number, params_with_grad, together
 from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
@@ -20,7 +21,7 @@ class SNRAnnealing:
 
     .. math::
         \rho_t = \frac{\overline{\langle g_t, g_{t-1}\rangle}}{\overline{|g_t|^2}}, \qquad
-        f_t = \Bigl(\frac{\rho_t}{\max_{s \le t} \rho_s}\Bigr)^{p}
+        f_t = \min\Bigl(1, \frac{\rho_t}{c \max_{s \le t} \rho_s}\Bigr)^{p}
 
     estimates the share of the gradients' power that is signal, SNR / (1 + SNR): noise of different batches is
     independent and cancels in the inner product. When a network starts fitting noise, its gradients stop agreeing and
@@ -40,7 +41,8 @@ class SNRAnnealing:
 
     Args:
         optimizer: any ``torch.optim.Optimizer`` with learning rates in its param groups.
-        power: p, not negative.
+        onset: c, in (0, 1]: steps shrink once the agreement is below this share of its largest value.
+        power: p, not negative: how fast they shrink then.
         warmup: steps during which the factor is 1 and the maximum is not yet taken.
         ema: factor of the averages, in [0, 1); over the first steps they are plain means.
         read_every: steps from one reading of the factor by the host to the next. Where a learning rate is a float the
@@ -58,21 +60,27 @@ class SNRAnnealing:
     """
 
     def __init__(
-        self, optimizer: Optimizer, power: float = 1.0, warmup: int = 200, ema: float = 0.999, read_every: int = 1
+        self,
+        optimizer: Optimizer,
+        onset: float = 0.8,
+        power: float = 1.5,
+        warmup: int = 200,
+        ema: float = 0.999,
+        read_every: int = 1,
     ):
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         if isinstance(optimizer, torch.optim.LBFGS):
             raise TypeError("LBFGS takes many gradients in one step and cannot be annealed")
+        check_onset(onset)
         check_number("power", power, at_least=0)
         check_number("ema", ema, at_least=0, below=1)
-        for name, value, least in (("warmup", warmup, 0), ("read_every", read_every, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_integer("warmup", warmup, at_least=0)
+        check_integer("read_every", read_every, at_least=1)
         self.optimizer = optimizer
-        self.power, self.warmup, self.ema, self.read_every = power, warmup, ema, read_every
+        self.onset, self.power, self.warmup, self.ema, self.read_every = onset, power, warmup, ema, read_every
         self._previous: dict[Tensor, Tensor] = {}
-        self._statistics: dict[str, Tensor] | None = None
+        self._statistics = new_statistics()
         self._unread = 0
         self._host_factor = 1.0
         self._set_aside: list[tuple[dict[str, Any], Any, Any]] = []
@@ -83,11 +91,11 @@ class SNRAnnealing:
 
     def factor(self) -> float:
         """What the next step's learning rates are multiplied by, in (0, 1]."""
-        return self._device_factor().item() if self._statistics else 1.0
+        return annealing_factor(self._statistics, self.onset, self.power, self.warmup).item()
 
     def rho(self) -> float:
         """The agreement of consecutive gradients, at least 1e-4; nan before the second step."""
-        return _rho(self._statistics).item() if self._statistics else float("nan")
+        return rho(self._statistics).item()
 
     def detach(self) -> None:
         """Leave the optimizer as it was. Its steps are no longer seen or scaled."""
@@ -98,7 +106,7 @@ class SNRAnnealing:
     def state_dict(self) -> dict[str, Any]:
         """Statistics and previous gradients (in the order of the parameters), to be saved beside the optimizer's."""
         return {
-            "statistics": dict(self._statistics) if self._statistics else None,
+            "statistics": self._statistics.clone(),
             "previous": [self._previous.get(p) for p in self._params()],
             "unread": self._unread,
             "host_factor": self._host_factor,
@@ -110,9 +118,7 @@ class SNRAnnealing:
         if len(params) != len(previous):
             raise ValueError(f"state_dict must hold {len(params)} previous gradients, got {len(previous)}")
         self._previous = {p: g.to(p.device, copy=True) for p, g in zip(params, previous, strict=True) if g is not None}
-        statistics = state_dict["statistics"]
-        device = params[0].device
-        self._statistics = statistics and {name: value.to(device, copy=True) for name, value in statistics.items()}
+        self._statistics = state_dict["statistics"].to(params[0].device, copy=True)
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
 
     def _params(self) -> list[Tensor]:
@@ -133,7 +139,7 @@ class SNRAnnealing:
             lr = group["lr"]
             if isinstance(lr, Tensor):
                 self._set_aside.append((group, lr.clone(), None))
-                lr.mul_(self._device_factor().to(lr.device) if self._statistics else 1.0)
+                lr.mul_(annealing_factor(self._statistics, self.onset, self.power, self.warmup).to(lr.device))
             else:
                 scaled = lr * self._host_factor
                 self._set_aside.append((group, lr, scaled))
@@ -159,17 +165,14 @@ class SNRAnnealing:
         grads = self._grads()
         # A parameter that had no gradient at the last step has none to compare with.
         self._previous = {p: g for p, g in self._previous.items() if p in grads}
-        pairs = [(grads[p], g) for p, g in self._previous.items()]
-        if pairs:
-            device = pairs[0][0].device
-            product = torch.stack([_inner(a, b).to(device) for a, b in pairs]).sum()
-            power = torch.stack([_inner(a, a).to(device) for a, _ in pairs]).sum()
-            self._update(product, power)
+        known = list(self._previous)
+        if known:
+            observed = agreement([grads[p] for p in known], [self._previous[p] for p in known])
+            self._statistics = self._statistics.to(observed.device)
+            update_statistics(self._statistics, observed, self.ema, self.warmup)
+            torch._foreach_copy_([self._previous[p] for p in known], [grads[p] for p in known])
         for p, grad in grads.items():
-            if p in self._previous:
-                usable = grad.isfinite().all() & grad.any()
-                self._previous[p] = torch.where(usable, grad, self._previous[p])
-            else:
+            if p not in self._previous:
                 self._previous[p] = grad.clone()
         self._unread += 1
         if self._unread >= self.read_every and any(
@@ -177,34 +180,82 @@ class SNRAnnealing:
         ):
             self._host_factor, self._unread = self.factor(), 0
 
-    def _update(self, product: Tensor, power: Tensor) -> None:
-        old = self._statistics or {
-            "count": torch.zeros_like(power),
-            "product": torch.zeros_like(power),
-            "power": torch.zeros_like(power),
-            "peak": torch.zeros_like(power),
-        }
-        usable = product.isfinite() & power.isfinite() & (power > 0)
-        count = old["count"] + 1
-        weight = torch.clamp_min(1 / count, 1 - self.ema)
-        new = {
-            "count": count,
-            "product": torch.lerp(old["product"], product, weight),
-            "power": torch.lerp(old["power"], power, weight),
-        }
-        new["peak"] = torch.where(count > self.warmup, torch.maximum(old["peak"], _rho(new)), old["peak"])
-        self._statistics = {name: torch.where(usable, new[name], value) for name, value in old.items()}
 
-    def _device_factor(self) -> Tensor:
-        statistics = self._statistics
-        annealed = (_rho(statistics) / statistics["peak"]) ** self.power
-        return torch.where(statistics["count"] > self.warmup, annealed, 1.0)
+def new_statistics(device: torch.device | str = "cpu") -> Tensor:
+    """What annealing remembers beside gradients, float32: steps seen, the two averages, the largest rho."""
+    return torch.zeros(4, device=device)
 
 
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b>, in float32 so that parameters of different precision add up."""
-    return torch.dot(at_least_float32(a).reshape(-1), at_least_float32(b).reshape(-1)).float()
+def powers(gradient: Tensor, other: Tensor, halves: bool = False) -> Tensor:
+    """Signal and total power from two estimates of one gradient, along their last axis: ``(2, ...)``, float32.
+
+    ``<gradient, other>`` and ``|gradient|^2``. With ``halves``, ``gradient`` is the sum of two halves' gradients and
+    ``other`` the first half's; signal is then ``4 <other, gradient - other>``.
+    """
+    gradient = at_least_float32(gradient)
+    other = other.to(gradient.dtype)
+    signal = 4 * torch.linalg.vecdot(other, gradient - other) if halves else torch.linalg.vecdot(gradient, other)
+    return torch.stack([signal, torch.linalg.vecdot(gradient, gradient)]).float()
 
 
-def _rho(statistics: dict[str, Tensor]) -> Tensor:
-    return (statistics["product"] / statistics["power"]).clamp_min(LOWEST_RHO)
+def agreement(gradients: list[Tensor], others: list[Tensor], halves: bool = False) -> Tensor:
+    """The :func:`powers` of all gradients as one vector, ``(2,)``, on the first one's device.
+
+    They may be of several shapes, precisions and devices.
+    """
+    # Where tensors are small, calls cost more than numbers: those go together.
+    lists = together(
+        range(len(gradients)), key=lambda i: (gradients[i].device, i if gradients[i].numel() > 2**15 else None)
+    )
+    seen = [powers(_joined(gradients, indices), _joined(others, indices), halves) for indices in lists]
+    return torch.stack([of_list.to(seen[0].device) for of_list in seen]).sum(0)
+
+
+def update_statistics(statistics: Tensor, observed: Tensor, ema: float, warmup: int) -> None:
+    """Take the :func:`agreement` of one step, summed over parameters, ``(2,)``, into ``statistics``, in place.
+
+    One that is not finite, or of gradients that are all zero, leaves them as they are.
+    """
+    count, product, power, peak = statistics.unbind()
+    weight = (1 / (count + 1)).clamp_min(1 - ema)
+    product, power = torch.lerp(statistics[1:3], observed, weight).unbind()
+    peak = torch.maximum(peak, (count >= warmup) * _rho(product, power))
+    new = torch.stack([count + 1, product, power, peak])
+    statistics.copy_(torch.where(usable(observed), new, statistics))
+
+
+def usable(observed: Tensor) -> Tensor:
+    """Whether an :func:`agreement` tells something: 0-dim, bool.
+
+    It does not if a gradient was not finite, nor if it is exactly 0, as when one of the two gradients was zero.
+    """
+    size = observed[0].abs()
+    return (size > 0) & (size + observed[1] < math.inf)
+
+
+def rho(statistics: Tensor) -> Tensor:
+    """The share of the gradients' power that consecutive ones agree on; nan before there were two."""
+    _, product, power, _ = statistics.unbind()
+    return _rho(product, power)
+
+
+def annealing_factor(statistics: Tensor, onset: float, power: float, warmup: int) -> Tensor:
+    """``min(1, rho / (onset * largest rho)) ** power`` once the warm-up is over, before that 1: 0-dim, in (0, 1]."""
+    count, product, total, peak = statistics.unbind()
+    share = _rho(product, total) / (onset * peak)
+    return torch.where(count > warmup, share.clamp_max(1) ** power, 1.0)
+
+
+def check_onset(onset: Any) -> None:
+    """Raise ValueError unless ``onset`` is in (0, 1]."""
+    if isinstance(onset, bool) or not isinstance(onset, int | float) or not 0 < onset <= 1:
+        raise ValueError(f"onset must be a number in (0, 1], got {onset!r}")
+
+
+def _rho(product: Tensor, power: Tensor) -> Tensor:
+    return (product / power).clamp_min(LOWEST_RHO)
+
+
+def _joined(tensors: list[Tensor], indices: list[int]) -> Tensor:
+    flat = [tensors[i].reshape(-1) for i in indices]
+    return torch.cat(flat) if len(flat) > 1 else flat[0]

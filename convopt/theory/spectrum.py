@@ -7,6 +7,7 @@ symmetric boundaries, is a pointwise gain: its frequency response on the grid of
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +51,35 @@ def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
         matrix = dct_matrix(spectrum.shape[axis]).to(spectrum)
         spectrum = (spectrum.transpose(axis, -1) @ matrix).transpose(axis, -1)
     return spectrum
+
+
+def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor], workspace: Tensor | None = None) -> Tensor:
+    """Many fields at once in the basis of :func:`dct`, frequency by frequency: one matrix product per axis, no copies.
+
+    Args:
+        fields: floating-point, any shape that consists of fields, one after the other.
+        bases: for each axis of a field its :func:`dct_matrix`, in the dtype and on the device of the fields.
+        workspace: ``(2, fields.numel())`` of that dtype, is overwritten and holds the result. Without it memory is
+            allocated, and the result is differentiable.
+
+    Returns:
+        ``(frequencies, fields)``: a row holds one frequency of every field.
+    """
+    for i, basis in enumerate(reversed(bases)):
+        out = None if workspace is None else workspace[i % 2].view(len(basis), -1)
+        fields = torch.mm(basis, fields.reshape(-1, len(basis)).T, out=out)
+    return fields.view(math.prod([len(basis) for basis in bases]), -1)
+
+
+def spectrum_to_fields(spectrum: Tensor, bases: Sequence[Tensor], workspace: Tensor | None = None) -> Tensor:
+    """The inverse of :func:`fields_to_spectrum`: ``(fields, *axes)``.
+
+    With a ``workspace``, ``spectrum`` may lie where :func:`fields_to_spectrum` left it in there.
+    """
+    for i, basis in enumerate(bases, start=len(bases)):
+        out = None if workspace is None else workspace[i % 2].view(-1, len(basis))
+        spectrum = torch.mm(spectrum.reshape(len(basis), -1).T, basis, out=out)
+    return spectrum.view(-1, *[len(basis) for basis in bases])
 
 
 def kernel_gain(kernel: Tensor, shape: Sequence[int]) -> Tensor:
@@ -141,6 +171,54 @@ def radial_mean(spectrum: Tensor, bins: Tensor, count: int) -> Tensor:
     return totals / torch.bincount(ring, minlength=count).clamp_min(1)
 
 
+class Bands(NamedTuple):
+    """The frequencies of a grid, pooled to bands.
+
+    Attributes:
+        bases: for each axis the DCT as a matrix.
+        pooling: ``(frequencies, bands)``: by it, a spectrum becomes its mean over each band.
+        index: for rings one, otherwise one for each axis: the band of each frequency, ``(frequencies,)``.
+        sizes: how many bands each index tells apart.
+        weights: how many frequencies each band holds, ``(bands,)``.
+        frequency: their mean frequency as a share of the Nyquist frequency, ``(bands,)``.
+    """
+
+    bases: tuple[Tensor, ...]
+    pooling: Tensor
+    index: tuple[Tensor, ...]
+    sizes: tuple[int, ...]
+    weights: Tensor
+    frequency: Tensor
+
+
+def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: torch.device) -> Bands:
+    """The bands of a grid: as many rings as its longer axis is long, or all frequencies along each axis.
+
+    Args:
+        shape: the grid.
+        radial: rings of the radial frequency; otherwise each axis by itself.
+        dtype: of the bases; all else is float32.
+        device: of all tensors but ``frequency``.
+    """
+    if radial:
+        bands, radii = (radial_bins(shape, max(shape)),), (radial_frequency(shape),)
+    else:
+        bands = torch.meshgrid(*[torch.arange(length) for length in shape], indexing="ij")
+        radii = [of_axis / length for of_axis, length in zip(bands, shape, strict=True)]
+    index = [of_axis.flatten() for of_axis in bands]
+    members = [torch.nn.functional.one_hot(of_axis).float() for of_axis in index]
+    weights = torch.cat([member.sum(0) for member in members])
+    frequency = torch.cat([radius.flatten().float() @ member for radius, member in zip(radii, members, strict=True)])
+    return Bands(
+        bases=tuple(dct_matrix(length).to(device, dtype) for length in shape),
+        pooling=(torch.cat(members, 1) / weights.clamp_min(1)).to(device),
+        index=tuple(of_axis.to(device) for of_axis in index),
+        sizes=tuple(member.shape[1] for member in members),
+        weights=weights.to(device),
+        frequency=frequency / weights.clamp_min(1),
+    )
+
+
 def wiener_gain(signal_power: Tensor, total_power: Tensor) -> Tensor:
     """Wiener's filter, frequency by frequency: ``max(S, 0) / (S + N)``.
 
@@ -160,6 +238,24 @@ def wiener_gain(signal_power: Tensor, total_power: Tensor) -> Tensor:
     if signal_power.shape != total_power.shape:
         raise ValueError(f"powers must have one shape, got {tuple(signal_power.shape)} and {tuple(total_power.shape)}")
     return torch.where(total_power == 0, 0, signal_power.clamp_min(0) / total_power)
+
+
+def energy_preserving(gain: Tensor, power: Tensor, weights: Tensor) -> Tensor:
+    """``gain`` times the constant that leaves the total power of what it is applied to as it was.
+
+    ``h sqrt(sum w P / sum w h^2 P)``: a learning rate tuned without smoothing carries over.
+
+    Args:
+        gain: h, not negative, any shape.
+        power: P, the mean power at each of the gain's frequencies, same shape.
+        weights: w, how many frequencies each entry stands for, same shape.
+
+    Returns:
+        The scaled gain; ones where nothing passes the gain or the power is 0.
+    """
+    energy = weights * power
+    scale = (energy.sum() / torch.dot(energy.flatten(), gain.square().flatten())).sqrt()
+    return torch.where(scale < math.inf, gain * scale, 1.0)
 
 
 def _checked_axes(field: Tensor, axes: Sequence[int]) -> tuple[int, ...]:

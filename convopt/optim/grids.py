@@ -1,0 +1,186 @@
+"""Which parameters lie on a grid: how to say it, and how to find them."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+def spatial_axes(grid: Sequence[int]) -> tuple[int, ...]:
+    """The axes to smooth along: all of ``(T,)`` and ``(H, W)``, the last two of ``(C, H, W)``."""
+    return tuple(grid)[-2:]
+
+
+def check_grid(grid: Sequence[int], shape: Sequence[int], name: str) -> None:
+    """Raise ValueError unless ``grid`` is one to three positive integers that fold trailing axes of ``shape``."""
+    if not isinstance(grid, list | tuple) or not 1 <= len(grid) <= 3:
+        raise ValueError(f"grid must be (T,), (H, W) or (C, H, W), got {grid!r}")
+    if any(isinstance(length, bool) or not isinstance(length, int) or length < 1 for length in grid):
+        raise ValueError(f"grid must hold positive integers, got {grid!r}")
+    trailing = [math.prod(shape[start:]) for start in range(len(shape))]
+    if math.prod(grid) not in trailing:
+        raise ValueError(
+            f"grid {tuple(grid)} has {math.prod(grid)} elements, but no trailing axes of parameter {name} of shape "
+            f"{tuple(shape)} multiply to that"
+        )
+
+
+def spatial_param_groups(model: nn.Module, sample_input: Any) -> tuple[list[dict[str, Any]], str]:
+    """Param groups in which the weights that look at pictures have a ``grid``, and an account of what was found.
+
+    One forward pass is traced. A grid is given to
+
+    - the weight of a linear layer that takes a flattened picture ``(C, H, W)`` or sequence ``(C, T)``;
+    - a convolution's kernels of at least 7 along each spatial axis, as in a stem or a patch embedding.
+
+    Everything else gets none, and so the plain update. Pictures are what comes as ``(batch, C, H, W)`` or
+    ``(batch, C, T)`` from outside or out of a convolution or a pooling; activations and normalisations in between do
+    no harm.
+
+    Example::
+
+        groups, account = spatial_param_groups(model, images[:1])
+        print(account)
+        optimizer = WienerSGD(groups, lr=0.01)
+
+    Args:
+        model: called with gradients disabled, in evaluation mode and with copies of its buffers; its training flags
+            and torch's random state are as before afterwards.
+        sample_input: what the model is called with: a tensor, a tuple of positional or a dict of keyword arguments.
+
+    Returns:
+        Groups of named parameters for any optimizer, first the one without a grid, and a text with a line for each
+        parameter that has one and its reason.
+
+    Raises:
+        ValueError: a parameter is not initialised yet, as in a lazy module before its first forward pass.
+    """
+    names = {p: name for name, p in model.named_parameters()}
+    for p, name in names.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"model must be initialised, but parameter {name} has no shape yet")
+    tracer = _Tracer(names)
+    args, kwargs = _as_arguments(sample_input)
+    tracer.take_as_pictures([*args, *kwargs.values()])
+    training = [(module, module.training) for module in model.modules()]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = {p.device for p in names if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=[device.index for device in devices]), torch.no_grad(), tracer:
+            torch.func.functional_call(model.eval(), buffers, args, kwargs)
+    finally:
+        for module, was_training in training:
+            module.training = was_training
+    return _groups(names, tracer.found), _account(names, tracer.found)
+
+
+class _Tracer(TorchFunctionMode):
+    """Follows pictures through a forward pass.
+
+    Attributes:
+        found: for each parameter with a grid, the grid and what was seen.
+    """
+
+    def __init__(self, names: dict[nn.Parameter, str]):
+        super().__init__()
+        self.names = names
+        self.found: dict[nn.Parameter, tuple[tuple[int, ...], str]] = {}
+        # By id, with the tensors themselves, so that no other tensor takes the id over.
+        self.pictures: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+
+    def take_as_pictures(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (3, 4):
+                self._mark(value, value.shape[1:])
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "linear" or name.startswith("conv"):
+            arguments = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            self._look_at(name, arguments["input"], arguments["weight"])
+        if isinstance(result, Tensor):
+            self._follow(name, [value for value in args if isinstance(value, Tensor)], result)
+        return result
+
+    def _look_at(self, name: str, x: Tensor, weight: Tensor) -> None:
+        if weight not in self.names or weight in self.found:
+            return
+        shape = self._shape_of(x)
+        if name == "linear" and shape is not None and x.ndim == 2:
+            self.found[weight] = _as_grid(shape), f"takes a flattened {shape}"
+        spatial = tuple(weight.shape[2:])
+        if name in ("conv1d", "conv2d") and min(spatial) >= SMALLEST_KERNEL:
+            self.found[weight] = spatial, f"is a convolution of {' x '.join(map(str, spatial))}"
+
+    def _follow(self, name: str, inputs: list[Tensor], result: Tensor) -> None:
+        if name in MAKES_PICTURES and result.ndim in (3, 4):
+            self._mark(result, result.shape[1:])
+            return
+        for x in inputs:
+            shape = self._shape_of(x)
+            if shape is None:
+                continue
+            if name in RESHAPES and math.prod(result.shape[1:]) == math.prod(shape) and len(result) == len(x):
+                # A picture flattened, or a flattened one as the picture it was or another with as many elements.
+                if result.ndim == 2 or tuple(result.shape[1:]) == shape or x.ndim == 2:
+                    self._mark(result, shape if result.ndim == 2 else result.shape[1:])
+                return
+            if name in KEEPS and result.shape == x.shape:
+                self._mark(result, shape)
+                return
+
+    def _mark(self, x: Tensor, shape: Sequence[int]) -> None:
+        self.pictures[id(x)] = x, tuple(shape)
+
+    def _shape_of(self, x: Any) -> tuple[int, ...] | None:
+        return self.pictures[id(x)][1] if id(x) in self.pictures else None
+
+
+SMALLEST_KERNEL = 7
+"""Along each axis; smaller kernels have few frequencies to tell apart."""
+
+RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "ravel"}
+MAKES_PICTURES = {
+    *("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "interpolate", "upsample", "pixel_shuffle", "pad"),
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2)),
+}
+KEEPS = {
+    *("relu", "relu_", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
+    *("softplus", "hardtanh", "hardswish", "hardsigmoid", "tanh", "sigmoid", "clamp", "normalize", "rms_norm"),
+    *("dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout", "local_response_norm"),
+    *("batch_norm", "instance_norm", "group_norm", "layer_norm", "add", "sub", "mul", "div", "add_", "sub_", "mul_"),
+    *("div_", "__add__", "__radd__", "__sub__", "__mul__", "__rmul__", "__truediv__", "__iadd__", "__imul__"),
+    *("contiguous", "clone", "detach", "to", "float", "half", "bfloat16", "double", "type"),
+}
+"""Functions, by name, whose result shows the picture that went in, if it has its shape."""
+
+
+def _as_arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(sample_input, dict):
+        return (), sample_input
+    return (sample_input if isinstance(sample_input, tuple) else (sample_input,)), {}
+
+
+def _as_grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """``(C, H, W)`` as it is, ``(C, T)`` as pictures of one row: its channels are not smoothed over."""
+    return shape if len(shape) == 3 else (shape[0], 1, shape[1])
+
+
+def _groups(names: dict[nn.Parameter, str], found: dict[nn.Parameter, Any]) -> list[dict[str, Any]]:
+    members: dict[tuple[int, ...] | None, list[tuple[str, nn.Parameter]]] = {None: []}
+    for p, name in names.items():
+        members.setdefault(found[p][0] if p in found else None, []).append((name, p))
+    return [{"params": params, "grid": grid} for grid, params in members.items() if params]
+
+
+def _account(names: dict[nn.Parameter, str], found: dict[nn.Parameter, Any]) -> str:
+    lines = [f"{names[p]} {tuple(p.shape)}: grid {grid}, it {reason}" for p, (grid, reason) in found.items()]
+    rest = len(names) - len(found)
+    return "\n".join([*lines, f"{rest} of {len(names)} parameters have no grid and get the plain update"])
