@@ -14,7 +14,12 @@ STRESS = experiments.find("06-stress-test")
 
 
 def record(recipe, seed, accuracies, norms=(1.0, 3.0), status="finished", dataset="mnist", epochs=2) -> Record:
-    curves = {"test_accuracy": list(accuracies), "gradient_norm": list(norms), "seconds_training": [1.0, 2.0]}
+    curves = {
+        "test_accuracy": list(accuracies),
+        "validation_accuracy": list(accuracies),
+        "gradient_norm": list(norms),
+        "seconds_training": [1.0, 2.0],
+    }
     run = experiments.STRESS.run(recipe, dataset, epochs, seed)
     return Record(run, status, curves, [], 0.5 if dataset == "mnist" else None, {})
 

@@ -96,6 +96,67 @@ def test_wieners_gain_is_signal_over_all_power_and_leaves_the_least_error():
     assert spectrum.wiener_gain(torch.tensor([float("nan")]), torch.tensor([1.0])).isnan().all()
 
 
+shapes = st.one_of(st.tuples(st.integers(1, 9)), st.tuples(st.integers(1, 9), st.integers(1, 9)))
+
+
+@given(shapes, st.integers(1, 4))
+def test_many_fields_go_to_their_frequencies_at_once(shape, count):
+    fields = field(count, *shape)
+    bases = [spectrum.dct_matrix(length) for length in shape]
+    expected = spectrum.dct(fields, range(-len(shape), 0)).reshape(count, -1).T
+    torch.testing.assert_close(spectrum.fields_to_spectrum(fields, bases), expected)
+
+
+@given(shapes, st.integers(1, 4), st.data())
+def test_a_matrix_for_each_axis_is_the_product_of_their_gains(shape, count, data):
+    fields = field(count, *shape)
+    gains = [field(length, seed=axis).abs() for axis, length in enumerate(shape)]
+    bases = [spectrum.dct_matrix(length) for length in shape]
+    filters = [basis.T @ (gain.unsqueeze(1) * basis) for gain, basis in zip(gains, bases, strict=True)]
+    response = torch.outer(*gains) if len(gains) == 2 else gains[0]
+    filtered = spectrum.filter_fields(fields, filters)
+    torch.testing.assert_close(filtered, spectrum.apply_gain(fields, response))
+    assert (filtered * fields).sum() >= -1e-9  # never uphill
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_the_nearest_separable_gain_has_the_first_singular_value_and_no_negative_entry(height, width, seed):
+    gain = field(height, width, seed=seed).clamp_min(0)
+    rows, columns = spectrum.nearest_separable(gain, iterations=500)
+    assert (rows >= 0).all()
+    assert (columns >= 0).all()
+    values = torch.linalg.svdvals(gain)
+    rest = (gain - torch.outer(rows, columns)).square().sum()
+    assert rest.item() == pytest.approx(values[1:].square().sum().item(), rel=1e-3, abs=1e-9)
+
+
+def test_a_separable_gain_is_its_own_nearest_and_a_line_stays_as_it_is():
+    gain = torch.outer(torch.arange(3.0), torch.arange(4.0))
+    torch.testing.assert_close(torch.outer(*spectrum.nearest_separable(gain)), gain)
+    assert spectrum.nearest_separable(torch.arange(5.0))[0].tolist() == [0, 1, 2, 3, 4]
+    assert all((of_axis == 0).all() for of_axis in spectrum.nearest_separable(torch.zeros(3, 4)))
+
+
+def test_the_energy_preserving_factor_keeps_the_power():
+    gain, power = field(6, seed=1).abs(), field(6, seed=2).abs()
+    factor = spectrum.energy_preserving(gain, power)
+    torch.testing.assert_close(((factor * gain) ** 2 * power).sum(), power.sum())
+    assert not spectrum.energy_preserving(torch.zeros(6), power) < float("inf")
+
+
+@given(shapes, st.booleans())
+def test_bands_hold_every_frequency_of_their_axes_and_keep_means(shape, radial):
+    bands = spectrum.make_bands(shape, radial, torch.float64, torch.device("cpu"))
+    axes = 1 if radial else len(shape)
+    frequencies = torch.tensor(shape).prod().item()
+    assert bands.weights.sum() == axes * frequencies
+    assert bands.pooling.sum(0).tolist() == pytest.approx((bands.weights > 0).float().tolist())
+    assert ((bands.frequency >= 0) & (bands.frequency < 2**0.5)).all()
+    assert sum(bands.sizes) == len(bands.weights)
+    if radial:
+        torch.testing.assert_close(bands.rings, spectrum.radial_bins(shape, max(shape)))
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [

@@ -20,6 +20,7 @@ from convopt.lab.report import by_seed
 from convopt.lab.stats import mean_interval
 from convopt.theory import kernels, snr
 from convopt.theory.smoothing import smooth
+from convopt.theory.spectrum import make_bands
 
 OKABE_ITO = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 
@@ -40,6 +41,9 @@ AXIS_LABELS = {
     "test_accuracy": "test accuracy (%)",
     "gradient_norm": "mean gradient norm",
     "train_loss": "training loss (nats)",
+    "wrong_labels_learnt": "wrong labels learnt (%)",
+    "rho": "agreement of gradients, rho",
+    "annealing_factor": "factor on the learning rate",
     "best": "best test accuracy (%)",
     "final": "final test accuracy (%)",
     "stability": "stability (lower is steadier)",
@@ -55,9 +59,11 @@ def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -
     """One panel per per-epoch measure: every seed thin, the mean bold, its 95 % interval as a band."""
     figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 3.6), squeeze=False)
     for measure, axes in zip(measures, panels[0], strict=True):
-        scale = 100 if measure.endswith("accuracy") else 1
+        scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
         for label, colour in colours(arms).items():
-            series = [scale * np.array(record.curves[measure]) for record in finished(arms[label])]
+            series = [
+                scale * np.array(record.curves[measure]) for record in finished(arms[label]) if measure in record.curves
+            ]
             if series:
                 _band(axes, series, colour, label)
         axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
@@ -115,6 +121,24 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     figure.legend(
         *panels[0][-1].get_legend_handles_labels(), title="distance", loc="outside right center", frameon=False
     )
+    return figure
+
+
+def gains(arms: dict[str, list[Record]], name: str, grid: tuple[int, int], epochs: Sequence[int]) -> Figure:
+    """One panel per arm: the learnt gain ``name`` by frequency, a line per epoch, seeds thin and the mean bold."""
+    frequency = make_bands(grid, radial=True, dtype=torch.float32, device=torch.device("cpu")).frequency
+    figure, panels = plt.subplots(1, len(arms), figsize=(4.6 * len(arms), 3.4), sharey=True, squeeze=False)
+    shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(epochs)))
+    for (label, records), axes in zip(arms.items(), panels[0], strict=True):
+        for epoch, shade in zip(epochs, shades, strict=True):
+            learnt = [record.kernels[epoch][name] for record in finished(records)]
+            for gain in learnt:
+                axes.plot(frequency, gain, color=shade, alpha=0.2, linewidth=0.6)
+            axes.plot(frequency, np.mean(learnt, 0), color=shade, linewidth=2, label=f"epoch {epoch}")
+        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.set(xlabel="radial frequency (share of Nyquist's)", title=label)
+    panels[0][0].set_ylabel("gain")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
 

@@ -356,6 +356,12 @@ def _sample_gradients(model: nn.Module, probe: data.Split) -> dict[str, Tensor]:
     return snr.per_sample_gradients(model, F.cross_entropy, probe.x, probe.y)
 
 
+def _gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of the batch's mean loss, all parameters as one vector."""
+    gradients = torch.autograd.grad(F.cross_entropy(model(x), y), list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
 def courses(
     dataset: str,
     arms: Iterable[tuple[int, str]],
@@ -403,3 +409,34 @@ def with_gain(spectra: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     means = spectra.groupby(list(by), sort=False)[["signal", "total"]].mean()
     gain = spectrum.wiener_gain(torch.tensor(means.signal.to_numpy()), torch.tensor(means.total.to_numpy()))
     return means.assign(gain=gain.numpy()).reset_index()
+
+
+def agreements(run: Run, dataset: data.Dataset) -> pd.DataFrame:
+    """Train ``run`` and estimate, epoch by epoch, the share of signal in the power of its gradients in two ways.
+
+    Returns:
+        A row per epoch: ``consecutive steps``, from the products of each gradient with the one before; and ``same
+        parameters``, from the products with the gradient of a second, independent batch at the parameters as they are.
+        Both over the mean squared norm.
+    """
+    with training.one_thread():
+        model = training.make_model(run, dataset)
+        optimizer = training.make_optimizer(run, model, dataset.grid)
+        split = training.training_split(run, dataset)
+        second_batches = training.epochs(replace(run, seed=run.seed + 1000), split)
+        params = list(model.parameters())
+        rows, previous = [], None
+        for batches, others in zip(training.epochs(run, split), second_batches, strict=True):
+            model.train()
+            sums = torch.zeros(3)
+            for batch, other in zip(batches, others, strict=True):
+                gradient, second = _gradient(model, *batch), _gradient(model, *other)
+                before = gradient if previous is None else previous
+                sums += torch.stack([gradient @ before, gradient @ second, gradient @ gradient])
+                for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
+                    p.grad = part.view_as(p)
+                optimizer.step()
+                previous = gradient
+            consecutive, same, power = sums.tolist()
+            rows.append({"consecutive steps": consecutive / power, "same parameters": same / power})
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))

@@ -65,6 +65,12 @@ class Record:
         return self.curves["test_accuracy"][-1]
 
     @property
+    def early_stopped(self) -> float:
+        """Test accuracy after the first epoch with the best validation accuracy, 0 to 1."""
+        validation = self.curves["validation_accuracy"]
+        return self.curves["test_accuracy"][validation.index(max(validation))]
+
+    @property
     def stability(self) -> float:
         """Population standard deviation over epochs of the epoch-mean gradient norm; lower is steadier."""
         return statistics.pstdev(self.curves["gradient_norm"])

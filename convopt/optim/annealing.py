@@ -211,16 +211,16 @@ def agreement(gradients: list[Tensor], others: list[Tensor], halves: bool = Fals
     return torch.stack([of_list.to(seen[0].device) for of_list in seen]).sum(0)
 
 
-def update_statistics(statistics: Tensor, observed: Tensor, ema: float, warmup: int) -> None:
-    """Take the :func:`agreement` of one step, summed over parameters, ``(2,)``, into ``statistics``, in place.
+def update_statistics(statistics: Tensor, observed: Tensor, ema: float, warmup: int, steps: int = 1) -> None:
+    """Take an :func:`agreement`, ``(2,)``, into ``statistics``, in place, where it stands for so many steps.
 
     One that is not finite, or of gradients that are all zero, leaves them as they are.
     """
     count, product, power, peak = statistics.unbind()
-    weight = (1 / (count + 1)).clamp_min(1 - ema)
+    weight = (steps / (count + steps)).clamp_min(1 - ema**steps)
     product, power = torch.lerp(statistics[1:3], observed, weight).unbind()
     peak = torch.maximum(peak, (count >= warmup) * _rho(product, power))
-    new = torch.stack([count + 1, product, power, peak])
+    new = torch.stack([count + steps, product, power, peak])
     statistics.copy_(torch.where(usable(observed), new, statistics))
 
 

@@ -113,7 +113,7 @@ class _Tracer(TorchFunctionMode):
         if weight not in self.names or weight in self.found:
             return
         shape = self._shape_of(x)
-        if name == "linear" and shape is not None and x.ndim == 2:
+        if name == "linear" and shape is not None and x.ndim == 2 and math.prod(shape[1:]) > 1:
             self.found[weight] = _as_grid(shape), f"takes a flattened {shape}"
         spatial = tuple(weight.shape[2:])
         if name in ("conv1d", "conv2d") and min(spatial) >= SMALLEST_KERNEL:

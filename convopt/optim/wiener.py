@@ -1,8 +1,8 @@
 """WienerSGD and WienerAdamW: gradients pass the Wiener filter that their own coherence prescribes."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -28,8 +28,9 @@ from convopt.theory.spectrum import (
     Bands,
     energy_preserving,
     fields_to_spectrum,
+    filter_fields,
     make_bands,
-    spectrum_to_fields,
+    nearest_separable,
     wiener_gain,
 )
 
@@ -38,7 +39,7 @@ CHOICES = {
     "scale": ("energy", "unit dc"),
     "second_estimate": ("previous step", "half batches"),
 }
-OF_THE_OPTIMIZER = ("second_estimate", "snr_annealing", "onset", "power", "warmup", "annealing_ema")
+OF_THE_OPTIMIZER = ("second_estimate", "every", "snr_annealing", "onset", "power", "warmup", "annealing_ema")
 """Options that are the same for all param groups."""
 
 
@@ -50,7 +51,7 @@ class Coherence(NamedTuple):
     Attributes:
         frequency: as a share of each axis' Nyquist frequency, 0 the constant; of a ring the mean.
         coherence: SNR / (1 + SNR) at each frequency, not negative.
-        gain: what the gradient is multiplied by there; where separable, by the product over axes.
+        gain: what the gradient is multiplied by, in the mean over the entry's frequencies.
     """
 
     frequency: Tensor
@@ -81,6 +82,8 @@ class WienerOptimizer(Optimizer, ABC):
             # The step size lives on the device then. Of torch's updates only the fused ones leave it there.
             defaults["fused"] = True
         self._known_bands: dict[Any, Bands] = {}
+        self._known_kernels: dict[Tensor, list[Tensor]] = {}
+        self._known_factor: float | Tensor | None = None
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -101,7 +104,7 @@ class WienerOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in the options that a checkpoint of the base optimizer, or an older one, lacks."""
         super().__setstate__(state)
-        self._known_bands = {}
+        self._known_bands, self._known_kernels, self._known_factor = {}, {}, None
         self._complete_groups()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,26 +137,19 @@ class WienerOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             self._init_group(group)
         params_of_groups = [params_with_grad(group) for group in self.param_groups]
-        self._check_second_estimate(params_of_groups)
-        # A rate of zero is a step for show, as distributed checkpoints make one.
-        learns = any(isinstance(group["lr"], Tensor) or group["lr"] for group in self.param_groups)
-        seen: list[Tensor] = []
-        directions_of_groups: list[list[Tensor]] = []
-        for group, params in zip(self.param_groups, params_of_groups, strict=True):
-            directions_of_groups.append([])
-            for p in params:
-                direction = p.grad if group["grid"] is None else self._smooth(group, p, seen if learns else None)
-                directions_of_groups[-1].append(direction)
-        if self.defaults["snr_annealing"] and learns:
-            self._compare_off_grid(params_of_groups, seen)
-            self._anneal(seen)
+        compares, remembers = self._turn()
+        self._check_second_estimate(params_of_groups, compares)
+        if compares or remembers:
+            self._learn(params_of_groups, compares, remembers)
         factor = self._factor() if self.defaults["snr_annealing"] else None
-        for group, params, directions in zip(self.param_groups, params_of_groups, directions_of_groups, strict=True):
+        for group, params in zip(self.param_groups, params_of_groups, strict=True):
             self._forget(group)
             if params:
+                directions = [p.grad if group["grid"] is None else self._smooth(group, p) for p in params]
                 if group["fused"]:
                     directions = [_laid_out_as(p, d) for p, d in zip(params, directions, strict=True)]
                 self._update(group, params, directions, _scaled(group["lr"], factor, params[0].device))
+        self._advance()
         return loss
 
     @torch.no_grad()
@@ -168,11 +164,12 @@ class WienerOptimizer(Optimizer, ABC):
         """
         if not self._halves:
             raise RuntimeError('mark_half() needs an optimizer made with second_estimate="half batches"')
+        compares = torch.compiler.is_compiling() or self.param_groups[0]["turn"] == 0
         for group in self.param_groups:
-            for p in params_with_grad(group):
+            self._init_group(group)
+            for p in params_with_grad(group) if compares else ():
                 if group["grid"] is not None:
-                    gradient = at_least_float32(p.grad)
-                    self._remember(p, fields_to_spectrum(gradient, self._bands(group, gradient).bases))
+                    self._remember(p, self._spectrum(group, p))
                 elif self.defaults["snr_annealing"]:
                     self._remember(p, p.grad)
 
@@ -184,9 +181,11 @@ class WienerOptimizer(Optimizer, ABC):
                 if "coherence" in self.state.get(p, {}):
                     learnt = self.state[p]["coherence"].cpu()
                     bands = self._bands(group, learnt)
-                    gain = torch.cat(_gains(learnt, bands, group["scale"]))
+                    gains = _gains(learnt, bands, group["scale"])
+                    response = torch.outer(*gains) if len(gains) == 2 else gains[0]
+                    gain = response.flatten() @ bands.pooling
                     parameters[name] = Coherence(bands.frequency, wiener_gain(*learnt), gain)
-        return SNR(rho(self.param_groups[0]["annealing"]).item(), self._factor().item(), parameters)
+        return SNR(rho(self.param_groups[0]["annealing"]).item(), float(self._factor()), parameters)
 
     def snr_scalars(self) -> dict[str, float]:
         """The same in few numbers, for a logger.
@@ -208,6 +207,7 @@ class WienerOptimizer(Optimizer, ABC):
             check_number(name, options[name], at_least=0, below=1)
         check_onset(options["onset"])
         check_integer("warmup", options["warmup"], at_least=0)
+        check_integer("every", options["every"], at_least=1)
         for name, known in CHOICES.items():
             if options[name] not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {options[name]!r}")
@@ -230,32 +230,7 @@ class WienerOptimizer(Optimizer, ABC):
         if self.param_groups:
             # In a group, and as one tensor, it survives state_dict, pickle, deepcopy and distributed checkpoints.
             self.param_groups[0].setdefault("annealing", new_statistics())
-
-    def _check_second_estimate(self, params_of_groups: list[list[Tensor]]) -> None:
-        if self._halves and not any(
-            "second_estimate" in self.state.get(p, {}) for params in params_of_groups for p in params
-        ):
-            raise RuntimeError(
-                'second_estimate="half batches" needs mark_half() between the backward passes of the two halves'
-            )
-
-    def _smooth(self, group: dict[str, Any], p: Tensor, seen: list[Tensor] | None) -> Tensor:
-        """The gradient after the filter. What it says of signal and noise goes into the state and ``seen``, if any."""
-        state, gradient = self.state[p], at_least_float32(p.grad)
-        bands = self._bands(group, gradient)
-        # In one piece: glibc's malloc then keeps it from one step to the next and spares hundreds of page faults.
-        workspace = None if torch.compiler.is_compiling() else gradient.new_empty(2, gradient.numel())
-        spectrum = fields_to_spectrum(gradient, bands.bases, workspace)
-        if seen is not None:
-            if "second_estimate" in state:
-                observed = powers(spectrum, state["second_estimate"], self._halves)
-                seen.append(observed.sum(1))
-                average = torch.lerp(state["coherence"], observed @ bands.pooling, 1 - group["coherence_ema"])
-                state["coherence"].copy_(torch.where(usable(seen[-1]), average, state["coherence"]))
-            if not self._halves:
-                self._remember(p, spectrum)
-        spectrum *= _response(_gains(state["coherence"], bands, group["scale"]), bands).unsqueeze(1)
-        return spectrum_to_fields(spectrum, bands.bases, workspace).to(p.dtype).view(p.shape)
+            self.param_groups[0].setdefault("turn", 0)
 
     def _init_group(self, group: dict[str, Any]) -> None:
         """Make what the group's parameters need. torch.compile runs a method of this name instead of tracing it."""
@@ -264,23 +239,83 @@ class WienerOptimizer(Optimizer, ABC):
                 bands = self._bands(group, at_least_float32(p.grad))
                 self.state[p]["coherence"] = torch.zeros(2, len(bands.weights), device=p.device)
 
-    def _bands(self, group: dict[str, Any], like: Tensor) -> Bands:
-        key = (spatial_axes(group["grid"]), group["gain"] == "radial", like.dtype, like.device)
-        if key not in self._known_bands:
-            self._known_bands[key] = make_bands(*key)
-        return self._known_bands[key]
+    @property
+    def _learns(self) -> bool:
+        """A rate of zero is a step for show, as distributed checkpoints make one."""
+        return any(isinstance(group["lr"], Tensor) or group["lr"] for group in self.param_groups)
 
-    def _compare_off_grid(self, params_of_groups: list[list[Tensor]], seen: list[Tensor]) -> None:
-        """What the gradients without a grid say of signal and noise goes into ``seen``."""
-        groups = zip(self.param_groups, params_of_groups, strict=True)
-        off_grid = [p for group, params in groups if group["grid"] is None for p in params]
-        known = [p for p in off_grid if "second_estimate" in self.state[p]]
-        if known:
-            others = [self.state[p]["second_estimate"] for p in known]
-            seen.append(agreement([p.grad for p in known], others, self._halves))
-        if not self._halves:
-            for p in off_grid:
-                self._remember(p, p.grad)
+    def _turn(self) -> tuple[bool, bool]:
+        """Whether this step compares its gradients with a second estimate, and whether the next one is to."""
+        learns = self._learns
+        if torch.compiler.is_compiling():  # a counter would be compiled in
+            return learns, learns and not self._halves
+        turn = self.param_groups[0]["turn"]
+        return learns and turn == 0, learns and turn == self.defaults["every"] - 1 and not self._halves
+
+    def _advance(self) -> None:
+        if self._learns and not torch.compiler.is_compiling():
+            self.param_groups[0]["turn"] = (self.param_groups[0]["turn"] + 1) % self.defaults["every"]
+
+    @property
+    def _steps(self) -> int:
+        """How many steps a comparison stands for."""
+        return 1 if torch.compiler.is_compiling() else self.defaults["every"]
+
+    @property
+    def _halves(self) -> bool:
+        return self.defaults["second_estimate"] == "half batches"
+
+    def _check_second_estimate(self, params_of_groups: list[list[Tensor]], compares: bool) -> None:
+        if not (self._halves and compares and any(params_of_groups)):
+            return
+        if not any("second_estimate" in self.state.get(p, {}) for params in params_of_groups for p in params):
+            raise RuntimeError(
+                'second_estimate="half batches" needs mark_half() between the backward passes of the two halves'
+            )
+
+    def _learn(self, params_of_groups: list[list[Tensor]], compares: bool, remembers: bool) -> None:
+        """What the gradients say of signal and noise goes into the statistics."""
+        seen: list[Tensor] = []
+        off_grid: list[Tensor] = []
+        for group, params in zip(self.param_groups, params_of_groups, strict=True):
+            if group["grid"] is None:
+                off_grid += params
+                continue
+            for p in params:
+                spectrum = self._spectrum(group, p)
+                if compares and "second_estimate" in self.state[p]:
+                    seen.append(self._learn_coherence(group, p, spectrum))
+                if remembers:
+                    self._remember(p, spectrum)
+        if self.defaults["snr_annealing"]:
+            known = [p for p in off_grid if "second_estimate" in self.state[p]]
+            if compares and known:
+                others = [self.state[p]["second_estimate"] for p in known]
+                seen.append(agreement([p.grad for p in known], others, self._halves))
+            if remembers:
+                for p in off_grid:
+                    self._remember(p, p.grad)
+            if seen:
+                self._learn_agreement(seen)
+
+    def _learn_coherence(self, group: dict[str, Any], p: Tensor, spectrum: Tensor) -> Tensor:
+        """Takes a comparison into the parameter's statistics and returns its sum over all frequencies."""
+        learnt, bands = self.state[p]["coherence"], self._bands(group, spectrum)
+        observed = powers(spectrum, self.state[p]["second_estimate"], self._halves)
+        total = observed.sum(1)
+        # The average starts at zero: only ratios of its entries matter.
+        average = torch.lerp(learnt, observed @ bands.pooling, 1 - group["coherence_ema"] ** self._steps)
+        learnt.copy_(torch.where(usable(total), average, learnt))
+        self._known_kernels.pop(p, None)
+        return total
+
+    def _learn_agreement(self, seen: list[Tensor]) -> None:
+        statistics = self.param_groups[0]["annealing"].to(seen[0].device)
+        self.param_groups[0]["annealing"] = statistics
+        observed = torch.stack([of_params.to(statistics.device) for of_params in seen]).sum(0)
+        options = [self.defaults[name] for name in ("annealing_ema", "warmup")]
+        update_statistics(statistics, observed, *options, steps=self._steps)
+        self._known_factor = None
 
     def _remember(self, p: Tensor, gradient: Tensor) -> None:
         """Keep ``gradient``, as it is or as a spectrum, as what the next one is compared with."""
@@ -290,30 +325,111 @@ class WienerOptimizer(Optimizer, ABC):
         else:
             state["second_estimate"] = gradient.to(p.dtype, copy=True)
 
-    def _anneal(self, seen: list[Tensor]) -> None:
-        if seen:
-            statistics = self.param_groups[0]["annealing"].to(seen[0].device)
-            self.param_groups[0]["annealing"] = statistics
-            observed = torch.stack([of_params.to(statistics.device) for of_params in seen]).sum(0)
-            update_statistics(statistics, observed, self.defaults["annealing_ema"], self.defaults["warmup"])
-
     def _forget(self, group: dict[str, Any]) -> None:
         """Drop second estimates that the next gradients are not to be compared with."""
         for p in group["params"]:
             if p in self.state and (self._halves or p.grad is None):
                 self.state[p].pop("second_estimate", None)
 
-    @property
-    def _halves(self) -> bool:
-        return self.defaults["second_estimate"] == "half batches"
+    def _spectrum(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        gradient = at_least_float32(p.grad)
+        return fields_to_spectrum(gradient, self._bands(group, gradient).bases)
 
-    def _factor(self) -> Tensor:
+    def _smooth(self, group: dict[str, Any], p: Tensor) -> Tensor:
+        """The gradient after the filter."""
+        gradient = at_least_float32(p.grad)
+        if torch.compiler.is_compiling():
+            kernels = self._make_kernels(group, p, gradient)
+        else:
+            if p not in self._known_kernels:
+                self._known_kernels[p] = self._make_kernels(group, p, gradient)
+            kernels = self._known_kernels[p]
+        return filter_fields(gradient, kernels).to(p.dtype).view(p.shape)
+
+    def _make_kernels(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> list[Tensor]:
+        """The filter as a matrix for each axis."""
+        bands = self._bands(group, gradient)
+        gains = _gains(self.state[p]["coherence"], bands, group["scale"])
+        return [basis.T @ (gain.to(basis).unsqueeze(1) * basis) for gain, basis in zip(gains, bands.bases, strict=True)]
+
+    def _bands(self, group: dict[str, Any], like: Tensor) -> Bands:
+        key = (spatial_axes(group["grid"]), group["gain"] == "radial", like.dtype, like.device)
+        if key not in self._known_bands:
+            self._known_bands[key] = make_bands(*key)
+        return self._known_bands[key]
+
+    def _factor(self) -> float | Tensor:
+        """What learning rates are multiplied by; on an accelerator a 0-dim tensor."""
+        if torch.compiler.is_compiling():
+            return self._make_factor()
+        if self._known_factor is None:
+            self._known_factor = self._make_factor()
+        return self._known_factor
+
+    def _make_factor(self) -> float | Tensor:
         options = [self.defaults[name] for name in ("onset", "power", "warmup")]
-        return annealing_factor(self.param_groups[0]["annealing"], *options)
+        factor = annealing_factor(self.param_groups[0]["annealing"], *options)
+        # To know the number, an accelerator would have to be waited for.
+        return factor if factor.device.type != "cpu" or torch.compiler.is_compiling() else factor.item()
 
 
 class WienerSGD(WienerOptimizer):
-    """SGD."""
+    r"""SGD with momentum on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
+
+    Of a parameter with a ``grid``, the gradient is seen as many pictures. In the basis of the orthonormal DCT-II, with
+    :math:`G_t` and :math:`G_{t-1}` the gradients of consecutive batches, averages over pictures, over rings of equal
+    radial frequency :math:`\omega` and, exponentially, over steps,
+
+    .. math::
+        S = \overline{G_t G_{t-1}}, \quad P = \overline{G_t^2}, \quad h = \frac{\max(S, 0)}{P}, \quad
+        G_t \leftarrow h \sqrt{\frac{\sum P}{\sum h^2 P}} \; G_t
+
+    estimate the signal's power, that of signal and noise, and Wiener's filter :math:`h`: their coherence, SNR /
+    (1 + SNR), at each frequency. There is no kernel size and no kernel learning rate. No gain is negative, so that each
+    filtered gradient still descends; the scale keeps the gradient's power, so that a learning rate of SGD carries over.
+    Where no frequency stands out, and for parameters without a grid, this is SGD.
+
+    Consecutive batches draw their noise independently, so it cannot pass for signal. But the step between them follows
+    :math:`G_{t-1}`, and that makes S too low.
+
+    The step is then annealed as :class:`SNRAnnealing` does it, from all gradients together. Between steps
+    ``param_groups[...]["lr"]`` is what you or a scheduler set. One previous gradient is kept for both.
+
+    Example::
+
+        groups, account = spatial_param_groups(model, images[:1])
+        print(account)
+        optimizer = WienerSGD(groups, lr=0.01)
+
+    Args:
+        params: parameters or param groups. A group's ``grid`` says how trailing axes of its parameters form a picture:
+            ``(H, W)``; ``(C, H, W)``, where channels are not smoothed over; ``(T,)`` for a time axis. The weight of a
+            linear layer over flattened pictures has its fan-in folded so; a convolution's kernel ``(kh, kw)`` is a
+            picture itself. None for none.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: in [0, 1).
+        nesterov: whether the momentum is Nesterov's.
+        weight_decay: coupled, added after the filter.
+        grid: of groups that do not say.
+        coherence_ema: factor of the average of S and P over steps, in [0, 1).
+        gain: "radial", the same in all directions; or "separable", a product of one gain per axis.
+        scale: "energy", as above; or "unit dc", which leaves the mean over the picture as it is, as a kernel that sums
+            to 1 does.
+        second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients
+            that are accumulated: call :meth:`mark_half` between the two halves. Then S has no bias.
+        snr_annealing: whether steps are annealed; with ``onset``, ``power``, ``warmup`` and ``annealing_ema`` as in
+            :class:`SNRAnnealing`, for all groups alike.
+        maximize: ascend.
+        foreach: as in torch.
+        fused: as in torch; with annealing, fused is the default, because the other implementations wait for an
+            accelerator to know the step size.
+
+    Raises:
+        ValueError: an option is out of its range, or a grid does not multiply to trailing axes of a parameter.
+
+    Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949. That kernels are best
+    fitted to a second gradient is the idea of :func:`convopt.theory.kernel_loss.cross_loss_of_taps`.
+    """
 
     def __init__(
         self,
@@ -328,6 +444,7 @@ class WienerSGD(WienerOptimizer):
         gain: str = "radial",
         scale: str = "energy",
         second_estimate: str = "previous step",
+        every: int = 4,
         snr_annealing: bool = True,
         onset: float = 0.8,
         power: float = 1.5,
@@ -337,8 +454,29 @@ class WienerSGD(WienerOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ):
-        defaults = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        super().__init__(params, defaults)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "nesterov": nesterov,
+                "weight_decay": weight_decay,
+                "grid": grid,
+                "coherence_ema": coherence_ema,
+                "gain": gain,
+                "scale": scale,
+                "second_estimate": second_estimate,
+                "every": every,
+                "snr_annealing": snr_annealing,
+                "onset": onset,
+                "power": power,
+                "warmup": warmup,
+                "annealing_ema": annealing_ema,
+                "maximize": maximize,
+                "foreach": foreach,
+                "fused": fused,
+            },
+        )
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
@@ -367,7 +505,23 @@ class WienerSGD(WienerOptimizer):
 
 
 class WienerAdamW(WienerOptimizer):
-    """AdamW."""
+    """AdamW on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
+
+    Filter, annealing and all options that are not named here are those of :class:`WienerSGD`; the filtered gradient
+    goes into both of AdamW's averages.
+
+    Args:
+        params: parameters or param groups with or without a ``grid``.
+        lr: learning rate, a float or a tensor of one element.
+        betas: factors of AdamW's averages, in [0, 1).
+        eps: added to the denominator.
+        weight_decay: decoupled, and annealed like the step.
+
+    Raises:
+        ValueError: an option is out of its range, or a grid does not multiply to trailing axes of a parameter.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv:1711.05101); see :class:`WienerSGD`.
+    """
 
     def __init__(
         self,
@@ -382,6 +536,7 @@ class WienerAdamW(WienerOptimizer):
         gain: str = "radial",
         scale: str = "energy",
         second_estimate: str = "previous step",
+        every: int = 4,
         snr_annealing: bool = True,
         onset: float = 0.8,
         power: float = 1.5,
@@ -391,8 +546,29 @@ class WienerAdamW(WienerOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ):
-        defaults = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
-        super().__init__(params, defaults)
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "grid": grid,
+                "coherence_ema": coherence_ema,
+                "gain": gain,
+                "scale": scale,
+                "second_estimate": second_estimate,
+                "every": every,
+                "snr_annealing": snr_annealing,
+                "onset": onset,
+                "power": power,
+                "warmup": warmup,
+                "annealing_ema": annealing_ema,
+                "maximize": maximize,
+                "foreach": foreach,
+                "fused": fused,
+            },
+        )
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
@@ -436,29 +612,23 @@ class WienerAdamW(WienerOptimizer):
 
 
 def _gains(learnt: Tensor, bands: Bands, scale: str) -> list[Tensor]:
-    """The Wiener gain over the bands of each index, scaled; ones where nothing has been learnt yet."""
-    parts = zip(learnt.split(bands.sizes, 1), bands.weights.split(bands.sizes), strict=True)
-    gains = []
-    for (signal, total), weights in parts:
-        gain = wiener_gain(signal, total)
-        if scale == "energy":
-            gains.append(energy_preserving(gain, total, weights))
-        else:
-            gains.append(torch.where(gain[0] > 0, gain / gain[0], 1.0))
+    """The Wiener gain along each axis, scaled; ones where nothing has been learnt yet."""
+    parts = [learnt[:, bands.rings]] if bands.rings is not None else learnt.split(bands.sizes, 1)
+    gains: list[Tensor] = []
+    for signal, total in parts:
+        factors = nearest_separable(wiener_gain(signal, total))
+        product = torch.outer(*factors) if len(factors) == 2 else factors[0]
+        by = energy_preserving(product, total) if scale == "energy" else 1 / product.flatten()[0]
+        factors[0] = factors[0] * by
+        gains += [torch.where(by < math.inf, factor, 1.0) for factor in factors]
     return gains
 
 
-def _response(gains: list[Tensor], bands: Bands) -> Tensor:
-    """The gain at each frequency, ``(frequencies,)``."""
-    return reduce(torch.mul, (gain.index_select(0, index) for gain, index in zip(gains, bands.index, strict=True)))
-
-
-def _scaled(lr: float | Tensor, factor: Tensor | None, device: torch.device) -> float | Tensor:
-    """The step size; on an accelerator a tensor, because reading it would wait for the device."""
+def _scaled(lr: float | Tensor, factor: float | Tensor | None, device: torch.device) -> float | Tensor:
     if factor is None:
         return lr
-    scaled = factor.to(device) * (lr.to(device).reshape(()) if isinstance(lr, Tensor) else lr)
-    return scaled.item() if device.type == "cpu" and not torch.compiler.is_compiling() else scaled
+    factor = factor.to(device) if isinstance(factor, Tensor) else factor
+    return (lr.to(device).reshape(()) if isinstance(lr, Tensor) else lr) * factor
 
 
 def _implementation(group: dict[str, Any]) -> dict[str, bool | None]:

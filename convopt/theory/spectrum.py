@@ -53,33 +53,62 @@ def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
     return spectrum
 
 
-def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor], workspace: Tensor | None = None) -> Tensor:
+def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """Many fields at once in the basis of :func:`dct`, frequency by frequency: one matrix product per axis, no copies.
 
     Args:
         fields: floating-point, any shape that consists of fields, one after the other.
         bases: for each axis of a field its :func:`dct_matrix`, in the dtype and on the device of the fields.
-        workspace: ``(2, fields.numel())`` of that dtype, is overwritten and holds the result. Without it memory is
-            allocated, and the result is differentiable.
 
     Returns:
         ``(frequencies, fields)``: a row holds one frequency of every field.
     """
-    for i, basis in enumerate(reversed(bases)):
-        out = None if workspace is None else workspace[i % 2].view(len(basis), -1)
-        fields = torch.mm(basis, fields.reshape(-1, len(basis)).T, out=out)
-    return fields.view(math.prod([len(basis) for basis in bases]), -1)
+    for basis in reversed(bases):
+        fields = basis @ fields.reshape(-1, len(basis)).T
+    return fields.reshape(math.prod([len(basis) for basis in bases]), -1)
 
 
-def spectrum_to_fields(spectrum: Tensor, bases: Sequence[Tensor], workspace: Tensor | None = None) -> Tensor:
-    """The inverse of :func:`fields_to_spectrum`: ``(fields, *axes)``.
+def filter_fields(fields: Tensor, kernels: Sequence[Tensor]) -> Tensor:
+    """Many fields at once, each times one matrix per axis: ``K_H G K_W`` for a picture G.
 
-    With a ``workspace``, ``spectrum`` may lie where :func:`fields_to_spectrum` left it in there.
+    Args:
+        fields: floating-point, any shape that consists of fields, one after the other.
+        kernels: for each axis of a field, one or two, a symmetric matrix in the dtype and on the device of the fields.
+
+    Returns:
+        ``(fields, *axes)``, contiguous.
     """
-    for i, basis in enumerate(bases, start=len(bases)):
-        out = None if workspace is None else workspace[i % 2].view(-1, len(basis))
-        spectrum = torch.mm(spectrum.reshape(len(basis), -1).T, basis, out=out)
-    return spectrum.view(-1, *[len(basis) for basis in bases])
+    lengths = [len(kernel) for kernel in kernels]
+    rows = fields.reshape(-1, lengths[-1])
+    # In one piece: glibc's malloc then keeps it from one step to the next and spares hundreds of page faults.
+    first, second = (None, None) if torch.compiler.is_compiling() else rows.new_empty(2, *rows.shape)
+    filtered = torch.mm(rows, kernels[-1], out=first).view(-1, *lengths)
+    if len(kernels) == 2:
+        out = None if second is None else second.view_as(filtered)
+        filtered = torch.bmm(kernels[0].expand(len(filtered), -1, -1), filtered, out=out)
+    return filtered
+
+
+def nearest_separable(gain: Tensor, iterations: int = 10) -> list[Tensor]:
+    """One gain per axis whose product is the best least-squares approximation of a gain over a grid.
+
+    The leading singular vectors, by power iteration from the row sums. Those of a matrix without negative entries have
+    none either, and no iterate has, so that what never points uphill still does not.
+
+    Args:
+        gain: not negative, ``(length,)`` or ``(height, width)``.
+        iterations: each shrinks the error by the square of the ratio of the first two singular values.
+
+    Returns:
+        For each axis a gain, not negative; zeros where ``gain`` is zero.
+    """
+    if gain.ndim == 1:
+        return [gain]
+    columns = gain.sum(0)
+    for _ in range(iterations):
+        columns = gain.T @ (gain @ columns)
+        columns = columns / columns.norm().clamp_min(torch.finfo(columns.dtype).tiny)
+    return [gain @ columns, columns]
 
 
 def kernel_gain(kernel: Tensor, shape: Sequence[int]) -> Tensor:
@@ -177,22 +206,22 @@ class Bands(NamedTuple):
     Attributes:
         bases: for each axis the DCT as a matrix.
         pooling: ``(frequencies, bands)``: by it, a spectrum becomes its mean over each band.
-        index: for rings one, otherwise one for each axis: the band of each frequency, ``(frequencies,)``.
-        sizes: how many bands each index tells apart.
+        rings: of rings, the band of each frequency, int64, in the shape of the grid; else None.
+        sizes: where bands are not rings, how many there are along each axis.
         weights: how many frequencies each band holds, ``(bands,)``.
-        frequency: their mean frequency as a share of the Nyquist frequency, ``(bands,)``.
+        frequency: their mean frequency as a share of the Nyquist frequency, ``(bands,)``, on the CPU.
     """
 
     bases: tuple[Tensor, ...]
     pooling: Tensor
-    index: tuple[Tensor, ...]
+    rings: Tensor | None
     sizes: tuple[int, ...]
     weights: Tensor
     frequency: Tensor
 
 
 def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: torch.device) -> Bands:
-    """The bands of a grid: as many rings as its longer axis is long, or all frequencies along each axis.
+    """The bands of a grid: as many rings as its longer axis is long, or all frequencies along each axis by itself.
 
     Args:
         shape: the grid.
@@ -202,18 +231,21 @@ def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: t
     """
     if radial:
         bands, radii = (radial_bins(shape, max(shape)),), (radial_frequency(shape),)
+        sizes = (max(shape),)
     else:
         bands = torch.meshgrid(*[torch.arange(length) for length in shape], indexing="ij")
         radii = [of_axis / length for of_axis, length in zip(bands, shape, strict=True)]
-    index = [of_axis.flatten() for of_axis in bands]
-    members = [torch.nn.functional.one_hot(of_axis).float() for of_axis in index]
+        sizes = tuple(shape)
+    members = [
+        torch.nn.functional.one_hot(of_axis.flatten(), size).float() for of_axis, size in zip(bands, sizes, strict=True)
+    ]
     weights = torch.cat([member.sum(0) for member in members])
     frequency = torch.cat([radius.flatten().float() @ member for radius, member in zip(radii, members, strict=True)])
     return Bands(
         bases=tuple(dct_matrix(length).to(device, dtype) for length in shape),
         pooling=(torch.cat(members, 1) / weights.clamp_min(1)).to(device),
-        index=tuple(of_axis.to(device) for of_axis in index),
-        sizes=tuple(member.shape[1] for member in members),
+        rings=bands[0].to(device) if radial else None,
+        sizes=sizes,
         weights=weights.to(device),
         frequency=frequency / weights.clamp_min(1),
     )
@@ -240,22 +272,16 @@ def wiener_gain(signal_power: Tensor, total_power: Tensor) -> Tensor:
     return torch.where(total_power == 0, 0, signal_power.clamp_min(0) / total_power)
 
 
-def energy_preserving(gain: Tensor, power: Tensor, weights: Tensor) -> Tensor:
-    """``gain`` times the constant that leaves the total power of what it is applied to as it was.
+def energy_preserving(gain: Tensor, power: Tensor) -> Tensor:
+    """The factor on a gain that leaves the total power of what it is applied to as it was: 0-dim.
 
-    ``h sqrt(sum w P / sum w h^2 P)``: a learning rate tuned without smoothing carries over.
+    ``sqrt(sum P / sum h^2 P)``: a learning rate tuned without smoothing carries over. inf or nan where nothing passes.
 
     Args:
         gain: h, not negative, any shape.
         power: P, the mean power at each of the gain's frequencies, same shape.
-        weights: w, how many frequencies each entry stands for, same shape.
-
-    Returns:
-        The scaled gain; ones where nothing passes the gain or the power is 0.
     """
-    energy = weights * power
-    scale = (energy.sum() / torch.dot(energy.flatten(), gain.square().flatten())).sqrt()
-    return torch.where(scale < math.inf, gain * scale, 1.0)
+    return (power.sum() / (gain.square() * power).sum()).sqrt()
 
 
 def _checked_axes(field: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
