@@ -108,33 +108,25 @@ def test_many_fields_go_to_their_frequencies_at_once(shape, count):
 
 
 @given(shapes, st.integers(1, 4), st.data())
-def test_a_matrix_for_each_axis_is_the_product_of_their_gains(shape, count, data):
+def test_the_lowest_frequencies_alone_are_a_gain_of_ones_and_zeros(shape, count, data):
     fields = field(count, *shape)
-    gains = [field(length, seed=axis).abs() for axis, length in enumerate(shape)]
-    bases = [spectrum.dct_matrix(length) for length in shape]
-    filters = [basis.T @ (gain.unsqueeze(1) * basis) for gain, basis in zip(gains, bases, strict=True)]
-    response = torch.outer(*gains) if len(gains) == 2 else gains[0]
-    filtered = spectrum.filter_fields(fields, filters)
-    torch.testing.assert_close(filtered, spectrum.apply_gain(fields, response))
-    assert (filtered * fields).sum() >= -1e-9  # never uphill
+    lengths = [data.draw(st.integers(1, length)) for length in shape]
+    bases = [spectrum.dct_matrix(length)[:low] for length, low in zip(shape, lengths, strict=True)]
+    gain = torch.zeros(shape)
+    gain[tuple(slice(low) for low in lengths)] = 1
+    low = spectrum.spectrum_to_fields(spectrum.fields_to_spectrum(fields, bases), bases)
+    torch.testing.assert_close(low, spectrum.apply_gain(fields, gain))
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
-def test_the_nearest_separable_gain_has_the_first_singular_value_and_no_negative_entry(height, width, seed):
-    gain = field(height, width, seed=seed).clamp_min(0)
-    rows, columns = spectrum.nearest_separable(gain, iterations=500)
-    assert (rows >= 0).all()
-    assert (columns >= 0).all()
-    values = torch.linalg.svdvals(gain)
-    rest = (gain - torch.outer(rows, columns)).square().sum()
-    assert rest.item() == pytest.approx(values[1:].square().sum().item(), rel=1e-3, abs=1e-9)
-
-
-def test_a_separable_gain_is_its_own_nearest_and_a_line_stays_as_it_is():
-    gain = torch.outer(torch.arange(3.0), torch.arange(4.0))
-    torch.testing.assert_close(torch.outer(*spectrum.nearest_separable(gain)), gain)
-    assert spectrum.nearest_separable(torch.arange(5.0))[0].tolist() == [0, 1, 2, 3, 4]
-    assert all((of_axis == 0).all() for of_axis in spectrum.nearest_separable(torch.zeros(3, 4)))
+@given(shapes, st.floats(0, 0.5))
+def test_what_lies_above_the_lowest_frequencies_is_negligible(shape, neglected):
+    energy = field(*shape).square()
+    lengths = spectrum.lowest_frequencies(energy, neglected)
+    kept = energy[tuple(slice(length) for length in lengths)].sum()
+    assert kept >= (1 - len(shape) * neglected - 1e-9) * energy.sum()
+    if neglected == 0:
+        assert lengths == list(shape)
+    assert spectrum.lowest_frequencies(torch.zeros(shape), neglected) == [1] * len(shape)
 
 
 def test_the_energy_preserving_factor_keeps_the_power():

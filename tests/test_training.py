@@ -32,6 +32,73 @@ def test_every_optimizer_trains_and_is_recorded(arm):
     assert record.provenance["data"] == data.load("digits").checksum
 
 
+WIENER_ARMS = {label: (recipe, setting) for label, recipe, setting in experiments.find("04-wiener").arms}
+
+
+@pytest.mark.parametrize("label", ["WienerSGD", "WienerAdamW", "WienerSGD without annealing", "Adam + SNRAnnealing"])
+def test_what_the_wiener_optimizers_and_annealing_learn_is_recorded(label):
+    recipe, setting = WIENER_ARMS[label]
+    record = training.train(setting.run(recipe, "digits", epochs=3, seed=0))
+    assert ("rho" in record.curves) == ("annealing_factor" in record.curves) == ("without" not in label)
+    assert all(0 <= share <= 1 for share in record.curves["wrong_labels_learnt"])
+    gains = [snapshot.get("gain of hidden1.weight") for snapshot in record.kernels]
+    if "Wiener" in label:
+        assert gains[0] is None  # nothing was learnt before training
+        assert len(gains[-1]) == 8
+    else:
+        assert not any(gains)
+
+
+def test_half_batches_are_compared_where_the_optimizer_asks_for_it():
+    recipe = experiments.with_options(experiments.WIENER_SGD, second_estimate="half batches")
+    record = training.train(experiments.STRESS.run(recipe, "digits", epochs=1, seed=0))
+    assert record.status == "finished"
+    assert 0 < record.curves["rho"][0] < 1
+
+
+def test_permuted_pixels_are_one_order_for_all_pictures_and_another_for_another_seed():
+    natural = data.load("digits")
+    runs = [experiments.PERMUTED.run(experiments.SGD, "digits", 1, seed) for seed in (0, 0, 1)]
+    first, again, other = (training.dataset_of(run) for run in runs)
+    assert torch.equal(first.train.x, again.train.x)
+    assert not torch.equal(first.train.x, other.train.x)
+    for split in ("train", "validation", "test"):
+        x = getattr(natural, split).x
+        assert torch.equal(getattr(first, split).x.sort(dim=1).values, x.sort(dim=1).values)
+    with pytest.raises(ValueError, match="shuffled"):
+        training.dataset_of(dataclasses.replace(runs[0], pixels="shuffled"))
+
+
+def test_a_cosine_schedule_ends_at_zero():
+    rates = []
+    run = dataclasses.replace(RUN, schedule="cosine")
+    dataset = data.load("digits")
+    model = training.make_model(run, dataset)
+    optimizer = training.make_optimizer(run, model, dataset.grid)
+    schedule = training.make_schedule(run, optimizer, steps=10)
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0.01
+    assert rates == sorted(rates, reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="linear"):
+        training.make_schedule(dataclasses.replace(RUN, schedule="linear"), optimizer, 10)
+
+
+def test_a_replayed_factor_is_that_of_the_other_seed():
+    run = dataclasses.replace(RUN, epochs=3, annealing=Choice.of("replayed", shift=4))
+    replayed = training.train(run)
+    source = training.train(dataclasses.replace(run, seed=4, annealing=Choice.of("SNRAnnealing")))
+    assert min(source.curves["annealing_factor"]) < 1
+    steps = training.factors(dataclasses.replace(run, seed=4, annealing=Choice.of("SNRAnnealing")))
+    assert len(steps) == 3 * 150
+    assert replayed.curves["annealing_factor"] == [steps[149], steps[299], steps[449]]
+    with pytest.raises(ValueError, match="halved"):
+        training.train(dataclasses.replace(run, annealing=Choice.of("halved")))
+
+
 def test_the_same_run_gives_the_same_record_whatever_the_threads_and_global_seed():
     first = training.train(RUN)
     torch.manual_seed(123)
@@ -106,3 +173,4 @@ def test_identity_is_the_configuration_and_survives_json():
 def test_identity_does_not_change_between_versions():
     """Published records are found by it."""
     assert RUN.id == "d9cfebb4df5bc6de"
+    assert dataclasses.replace(RUN, schedule="cosine").id != RUN.id

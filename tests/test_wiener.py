@@ -21,7 +21,9 @@ for_each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 def make(name: str, params, **options):
-    return OPTIMIZERS[name](params, **{"lr": 0.1, "weight_decay": 0.0, "warmup": 5, "every": 1, **options})
+    return OPTIMIZERS[name](
+        params, **{"lr": 0.1, "weight_decay": 0.0, "warmup": 5, "every": 1, "coherence_ema": 0.99, **options}
+    )
 
 
 def new_params(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -65,7 +67,7 @@ def reference_directions(grads: list[torch.Tensor], ema: float = 0.99) -> list[t
             signal = ema * signal + (1 - ema) * spectrum.radial_mean(cross, rings, 6)
             total = ema * total + (1 - ema) * spectrum.radial_mean(power, rings, 6)
         power = total[rings]
-        gain = torch.outer(*spectrum.nearest_separable(spectrum.wiener_gain(signal, total)[rings]))
+        gain = spectrum.wiener_gain(signal, total)[rings]
         scale = ((power.sum() / (gain**2 * power).sum()) ** 0.5).item()
         directions.append(spectrum.apply_gain(fields, gain * scale if scale < math.inf else torch.ones(6, 5)))
         previous = fields

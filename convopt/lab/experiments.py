@@ -267,7 +267,7 @@ WIENER_EXPERIMENTS = (
             ("onset 0.5, power 2", with_options(WIENER_SGD, onset=0.5, power=2.0), STRESS),
             ("every: 1", with_options(WIENER_SGD, every=1), STRESS),
             ("scale: unit dc", with_options(WIENER_SGD, scale="unit dc"), STRESS),
-            ("coherence EMA 0.9", with_options(WIENER_SGD, coherence_ema=0.9), STRESS),
+            ("coherence EMA 0.99", with_options(WIENER_SGD, coherence_ema=0.99), STRESS),
             ("annealing EMA 0.99", with_options(WIENER_SGD, annealing_ema=0.99), STRESS),
             ("warm-up 2000", with_options(WIENER_SGD, warmup=2000), STRESS),
         ),

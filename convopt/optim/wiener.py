@@ -28,9 +28,9 @@ from convopt.theory.spectrum import (
     Bands,
     energy_preserving,
     fields_to_spectrum,
-    filter_fields,
+    lowest_frequencies,
     make_bands,
-    nearest_separable,
+    spectrum_to_fields,
     wiener_gain,
 )
 
@@ -39,6 +39,8 @@ CHOICES = {
     "scale": ("energy", "unit dc"),
     "second_estimate": ("previous step", "half batches"),
 }
+NEGLECTED = 1e-3
+"""Frequencies above those that hold all but this share of the filtered gradient's power are left out."""
 OF_THE_OPTIMIZER = ("second_estimate", "every", "snr_annealing", "onset", "power", "warmup", "annealing_ema")
 """Options that are the same for all param groups."""
 
@@ -82,7 +84,7 @@ class WienerOptimizer(Optimizer, ABC):
             # The step size lives on the device then. Of torch's updates only the fused ones leave it there.
             defaults["fused"] = True
         self._known_bands: dict[Any, Bands] = {}
-        self._known_kernels: dict[Tensor, list[Tensor]] = {}
+        self._known_filters: dict[Tensor, tuple[list[Tensor], Tensor]] = {}
         self._known_factor: float | Tensor | None = None
         super().__init__(params, defaults)
 
@@ -104,7 +106,7 @@ class WienerOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Fill in the options that a checkpoint of the base optimizer, or an older one, lacks."""
         super().__setstate__(state)
-        self._known_bands, self._known_kernels, self._known_factor = {}, {}, None
+        self._known_bands, self._known_filters, self._known_factor = {}, {}, None
         self._complete_groups()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,8 +183,7 @@ class WienerOptimizer(Optimizer, ABC):
                 if "coherence" in self.state.get(p, {}):
                     learnt = self.state[p]["coherence"].cpu()
                     bands = self._bands(group, learnt)
-                    gains = _gains(learnt, bands, group["scale"])
-                    response = torch.outer(*gains) if len(gains) == 2 else gains[0]
+                    response, _ = _response(learnt, bands, group["scale"])
                     gain = response.flatten() @ bands.pooling
                     parameters[name] = Coherence(bands.frequency, wiener_gain(*learnt), gain)
         return SNR(rho(self.param_groups[0]["annealing"]).item(), float(self._factor()), parameters)
@@ -306,7 +307,7 @@ class WienerOptimizer(Optimizer, ABC):
         # The average starts at zero: only ratios of its entries matter.
         average = torch.lerp(learnt, observed @ bands.pooling, 1 - group["coherence_ema"] ** self._steps)
         learnt.copy_(torch.where(usable(total), average, learnt))
-        self._known_kernels.pop(p, None)
+        self._known_filters.pop(p, None)
         return total
 
     def _learn_agreement(self, seen: list[Tensor]) -> None:
@@ -339,18 +340,26 @@ class WienerOptimizer(Optimizer, ABC):
         """The gradient after the filter."""
         gradient = at_least_float32(p.grad)
         if torch.compiler.is_compiling():
-            kernels = self._make_kernels(group, p, gradient)
+            bases, response = self._make_filter(group, p, gradient)
         else:
-            if p not in self._known_kernels:
-                self._known_kernels[p] = self._make_kernels(group, p, gradient)
-            kernels = self._known_kernels[p]
-        return filter_fields(gradient, kernels).to(p.dtype).view(p.shape)
+            if p not in self._known_filters:
+                self._known_filters[p] = self._make_filter(group, p, gradient)
+            bases, response = self._known_filters[p]
+        spectrum = fields_to_spectrum(gradient, bases)
+        spectrum *= response
+        return spectrum_to_fields(spectrum, bases).to(p.dtype).view(p.shape)
 
-    def _make_kernels(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> list[Tensor]:
-        """The filter as a matrix for each axis."""
+    def _make_filter(self, group: dict[str, Any], p: Tensor, gradient: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The bases of the frequencies that pass, and by what each is multiplied, ``(frequencies, 1)``."""
         bands = self._bands(group, gradient)
-        gains = _gains(self.state[p]["coherence"], bands, group["scale"])
-        return [basis.T @ (gain.to(basis).unsqueeze(1) * basis) for gain, basis in zip(gains, bands.bases, strict=True)]
+        response, power = _response(self.state[p]["coherence"], bands, group["scale"])
+        bases = list(bands.bases)
+        # Shorter products; but to know how short, an accelerator would have to be waited for.
+        if gradient.device.type == "cpu" and not torch.compiler.is_compiling():
+            lengths = lowest_frequencies(response.square() * power, NEGLECTED)
+            response = response[tuple(slice(length) for length in lengths)]
+            bases = [basis[:length] for basis, length in zip(bases, lengths, strict=True)]
+        return bases, response.to(gradient.dtype).reshape(-1, 1)
 
     def _bands(self, group: dict[str, Any], like: Tensor) -> Bands:
         key = (spatial_axes(group["grid"]), group["gain"] == "radial", like.dtype, like.device)
@@ -392,7 +401,7 @@ class WienerSGD(WienerOptimizer):
     Consecutive batches draw their noise independently, so it cannot pass for signal. But the step between them follows
     :math:`G_{t-1}`, and that makes S too low.
 
-    The step is then annealed as :class:`SNRAnnealing` does it, from all gradients together. Between steps
+    The step is then annealed as :class:`SNRAnnealing` does it, from all gradients together, but at once. Between steps
     ``param_groups[...]["lr"]`` is what you or a scheduler set. One previous gradient is kept for both.
 
     Example::
@@ -417,6 +426,7 @@ class WienerSGD(WienerOptimizer):
             to 1 does.
         second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients
             that are accumulated: call :meth:`mark_half` between the two halves. Then S has no bias.
+        every: gradients are compared at every so many steps; the averages' memory in steps stays the same.
         snr_annealing: whether steps are annealed; with ``onset``, ``power``, ``warmup`` and ``annealing_ema`` as in
             :class:`SNRAnnealing`, for all groups alike.
         maximize: ascend.
@@ -440,7 +450,7 @@ class WienerSGD(WienerOptimizer):
         weight_decay: float = 0.0,
         *,
         grid: Sequence[int] | None = None,
-        coherence_ema: float = 0.99,
+        coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
         second_estimate: str = "previous step",
@@ -532,7 +542,7 @@ class WienerAdamW(WienerOptimizer):
         weight_decay: float = 1e-2,
         *,
         grid: Sequence[int] | None = None,
-        coherence_ema: float = 0.99,
+        coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
         second_estimate: str = "previous step",
@@ -611,17 +621,16 @@ class WienerAdamW(WienerOptimizer):
         )
 
 
-def _gains(learnt: Tensor, bands: Bands, scale: str) -> list[Tensor]:
-    """The Wiener gain along each axis, scaled; ones where nothing has been learnt yet."""
-    parts = [learnt[:, bands.rings]] if bands.rings is not None else learnt.split(bands.sizes, 1)
-    gains: list[Tensor] = []
-    for signal, total in parts:
-        factors = nearest_separable(wiener_gain(signal, total))
-        product = torch.outer(*factors) if len(factors) == 2 else factors[0]
-        by = energy_preserving(product, total) if scale == "energy" else 1 / product.flatten()[0]
-        factors[0] = factors[0] * by
-        gains += [torch.where(by < math.inf, factor, 1.0) for factor in factors]
-    return gains
+def _response(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]:
+    """The scaled Wiener gain at each frequency of the grid, ones where nothing has been learnt; and the power there."""
+    gain, power = wiener_gain(*learnt), learnt[1]
+    if bands.rings is not None:
+        gain, power = gain[bands.rings], power[bands.rings]
+    elif len(bands.sizes) == 2:
+        gain, power = (torch.outer(*values.split(bands.sizes)) for values in (gain, power))
+    by = energy_preserving(gain, power) if scale == "energy" else 1 / gain.flatten()[0]
+    known = by < math.inf
+    return torch.where(known, gain * by, 1.0), torch.where(known, power, 1.0)
 
 
 def _scaled(lr: float | Tensor, factor: float | Tensor | None, device: torch.device) -> float | Tensor:

@@ -58,57 +58,37 @@ def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor]) -> Tensor:
 
     Args:
         fields: floating-point, any shape that consists of fields, one after the other.
-        bases: for each axis of a field its :func:`dct_matrix`, in the dtype and on the device of the fields.
+        bases: for each axis of a field its :func:`dct_matrix`, in the dtype and on the device of the fields; or the
+            matrix's first rows, for its lowest frequencies alone.
 
     Returns:
         ``(frequencies, fields)``: a row holds one frequency of every field.
     """
     for basis in reversed(bases):
-        fields = basis @ fields.reshape(-1, len(basis)).T
+        fields = basis @ fields.reshape(-1, basis.shape[1]).T
     return fields.reshape(math.prod([len(basis) for basis in bases]), -1)
 
 
-def filter_fields(fields: Tensor, kernels: Sequence[Tensor]) -> Tensor:
-    """Many fields at once, each times one matrix per axis: ``K_H G K_W`` for a picture G.
+def spectrum_to_fields(spectrum: Tensor, bases: Sequence[Tensor]) -> Tensor:
+    """The inverse of :func:`fields_to_spectrum`, with frequencies that the bases lack as zeros: ``(fields, *axes)``."""
+    for basis in bases:
+        spectrum = spectrum.reshape(len(basis), -1).T @ basis
+    return spectrum.reshape(-1, *[basis.shape[1] for basis in bases])
+
+
+def lowest_frequencies(energy: Tensor, neglected: float) -> list[int]:
+    """For each axis, how many of its lowest frequencies hold all but a share ``neglected`` of the energy, at least one.
 
     Args:
-        fields: floating-point, any shape that consists of fields, one after the other.
-        kernels: for each axis of a field, one or two, a symmetric matrix in the dtype and on the device of the fields.
-
-    Returns:
-        ``(fields, *axes)``, contiguous.
+        energy: not negative, at each frequency of a grid.
+        neglected: in [0, 1); what lies above along any of the axes is no more than this share per axis.
     """
-    lengths = [len(kernel) for kernel in kernels]
-    rows = fields.reshape(-1, lengths[-1])
-    # In one piece: glibc's malloc then keeps it from one step to the next and spares hundreds of page faults.
-    first, second = (None, None) if torch.compiler.is_compiling() else rows.new_empty(2, *rows.shape)
-    filtered = torch.mm(rows, kernels[-1], out=first).view(-1, *lengths)
-    if len(kernels) == 2:
-        out = None if second is None else second.view_as(filtered)
-        filtered = torch.bmm(kernels[0].expand(len(filtered), -1, -1), filtered, out=out)
-    return filtered
-
-
-def nearest_separable(gain: Tensor, iterations: int = 10) -> list[Tensor]:
-    """One gain per axis whose product is the best least-squares approximation of a gain over a grid.
-
-    The leading singular vectors, by power iteration from the row sums. Those of a matrix without negative entries have
-    none either, and no iterate has, so that what never points uphill still does not.
-
-    Args:
-        gain: not negative, ``(length,)`` or ``(height, width)``.
-        iterations: each shrinks the error by the square of the ratio of the first two singular values.
-
-    Returns:
-        For each axis a gain, not negative; zeros where ``gain`` is zero.
-    """
-    if gain.ndim == 1:
-        return [gain]
-    columns = gain.sum(0)
-    for _ in range(iterations):
-        columns = gain.T @ (gain @ columns)
-        columns = columns / columns.norm().clamp_min(torch.finfo(columns.dtype).tiny)
-    return [gain @ columns, columns]
+    lengths = []
+    for axis in range(energy.ndim):
+        along = energy.movedim(axis, 0).flatten(1).sum(1) if energy.ndim > 1 else energy
+        above = along.flip(0).cumsum(0).flip(0)
+        lengths.append(max(1, int((above > neglected * along.sum()).sum())))
+    return lengths
 
 
 def kernel_gain(kernel: Tensor, shape: Sequence[int]) -> Tensor:
