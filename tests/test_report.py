@@ -90,6 +90,48 @@ def test_a_claim_is_judged_by_the_paired_interval():
     assert report.claims(claim, records).verdict.tolist() == ["confirmed"]
 
 
+def test_differences_are_paired_within_each_condition():
+    records = [record(experiments.SGD, seed, (0.8, 0.7 + seed / 100)) for seed in range(3)]
+    records += [record(experiments.V1, seed, (0.8, 0.75 + seed / 100)) for seed in range(3)]
+    records += [record(recipe, 0, (0.8, 0.6), epochs=9) for recipe in (experiments.SGD, experiments.V1)]
+    pairs = [("ConvolutionalSGD", "SGD"), ("Adam", "SGD")]
+    told = report.differences(STRESS, records, pairs, ("final", "stability"))
+    assert told["difference"].tolist() == ["ConvolutionalSGD minus SGD"] * 2
+    assert dict(zip(told["epochs"], told["final acc. (%)"], strict=True)) == {2: "+5.0 [+5.0, +5.0]", 9: "+0.0"}
+    assert "dataset" not in told  # the same everywhere
+
+
+def test_a_measure_that_a_data_set_lacks_is_left_empty():
+    records = [record(recipe, 0, (0.8, 0.7), dataset="digits") for recipe in (experiments.SGD, experiments.V1)]
+    told = report.differences(STRESS, records, [("ConvolutionalSGD", "SGD")], ("final", "confirmation"))
+    assert told["confirmation acc. (%)"].tolist() == [""]
+
+
+def test_early_stopping_takes_the_epoch_with_the_best_validation_accuracy():
+    stopped = record(experiments.SGD, 0, (0.5, 0.6, 0.7))
+    stopped.curves["validation_accuracy"] = [0.4, 0.8, 0.8]
+    assert stopped.early_stopped == 0.6
+    assert report.measured(stopped, "validation") == 80
+
+
+def test_tuning_chooses_by_validation_and_counts_a_diverged_run_as_guessing():
+    experiment = experiments.find("04-wiener-tuning")
+    records = []
+    for label, recipe, setting in experiment.arms:
+        lr = dict(recipe.optimizer.options)["lr"]
+        run = setting.run(recipe, "mnist", None, 0)
+        diverged = label == "WienerSGD, lr 0.3"
+        accuracy = 0.99 if lr == 0.3 else 0.9 if lr in (0.001, 0.03) else 0.8
+        curves = {} if diverged else {"validation_accuracy": [accuracy], "test_accuracy": [1 - accuracy]}
+        records.append(Record(run, "diverged" if diverged else "finished", curves, [], None, {}))
+    chosen = report.tuning(experiment, records)["chosen"].to_dict()
+    clean = "SimpleNet, batch 64, noise 0%"
+    assert chosen[clean, "WienerSGD"] == 0.03
+    assert chosen[clean, "SGD"] == 0.3
+    assert chosen[clean, "Adam"] == 0.001
+    assert len(chosen) == 7
+
+
 @pytest.mark.parametrize(
     ("interval", "claimed", "expected"),
     [

@@ -155,7 +155,7 @@ LEARNED_KERNELS = (
 )
 """Arms whose kernels follow a kernel loss in the stress test; two experiments tell of the same runs."""
 
-LEARNING_RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+LEARNING_RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)}
 """What learning rates are chosen from, for optimizers of either kind."""
 
 
@@ -190,7 +190,7 @@ WIENER_EXPERIMENTS = (
         arms=(
             ("SGD", SGD, STRESS),
             ("Adam", ADAM, STRESS),
-            ("Adam, cosine, tuned", with_lr(ADAM, 0.001, "cosine"), STRESS),
+            ("Adam, cosine, tuned", with_lr(ADAM, 0.0001, "cosine"), STRESS),
             ("SGD + SNRAnnealing", annealed(SGD), STRESS),
             ("Adam + SNRAnnealing", annealed(ADAM), STRESS),
             ("WienerSGD without annealing", WIENER_ALONE, STRESS),

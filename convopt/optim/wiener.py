@@ -81,7 +81,7 @@ class WienerOptimizer(Optimizer, ABC):
 
     def __init__(self, params: Any, defaults: dict[str, Any]):
         if defaults["fused"] is None and defaults["foreach"] is None and defaults["snr_annealing"]:
-            # The step size lives on the device then. Of torch's updates only the fused ones leave it there.
+            # Of torch's updates only the fused ones take a step size that an accelerator has computed.
             defaults["fused"] = True
         self._known_bands: dict[Any, Bands] = {}
         self._known_filters: dict[Tensor, tuple[list[Tensor], Tensor]] = {}
