@@ -3,6 +3,8 @@
 import copy
 
 import pytest
+import pytorch_optimizer
+import schedulefree
 import torch
 
 from convopt import ConvolutionalSGDv2, SNRAnnealing
@@ -15,7 +17,14 @@ OPTIMIZERS = {
     "AdamW, capturable lr": lambda params: torch.optim.AdamW(params, lr=torch.tensor(0.01), foreach=False),
     "Muon": lambda params: torch.optim.Muon(params, lr=0.01),
     "ConvolutionalSGDv2": lambda params: ConvolutionalSGDv2(params, lr=0.1),
+    "schedule-free AdamW": lambda params: in_training(schedulefree.AdamWScheduleFree(params, lr=0.01)),
+    "Lion": lambda params: pytorch_optimizer.Lion(params, lr=0.01),
 }
+
+
+def in_training(optimizer):
+    optimizer.train()
+    return optimizer
 
 
 def new_params() -> list[torch.nn.Parameter]:
