@@ -232,7 +232,7 @@ WIENER_EXPERIMENTS = (
             ("SGD", with_lr(SGD, 0.03), CLEAN),
             ("Adam", with_lr(ADAM, 0.001), CLEAN),
             ("WienerSGD", with_lr(WIENER_SGD, 0.03), CLEAN),
-            ("WienerAdamW", with_lr(WIENER_ADAMW, 0.001), CLEAN),
+            ("WienerAdamW", with_lr(WIENER_ADAMW, 0.003), CLEAN),
         ),
     ),
     Experiment(
