@@ -95,8 +95,7 @@ def _run(options: argparse.Namespace) -> int:
 
     experiment = experiments.find(options.experiment)
     store = workspace.open_store(options.store)
-    seeds = range(options.seeds) if options.seeds else None
-    runs = experiment.runs(options.dataset, seeds, options.epochs)
+    runs = experiment.runs(options.dataset, range(options.seeds or experiment.seeds or 10), options.epochs)
     _print_report(options, experiment, sweep.sweep(runs, store, options.jobs, options.scheduler))
     return 0
 

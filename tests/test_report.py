@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convopt.lab import experiments, report, stats, training
+from convopt.lab import experiments, report, stats, training, workspace
 from convopt.lab.records import Record
 
 STRESS = experiments.find("06-stress-test")
@@ -112,6 +112,18 @@ def test_early_stopping_takes_the_epoch_with_the_best_validation_accuracy():
     stopped.curves["validation_accuracy"] = [0.4, 0.8, 0.8]
     assert stopped.early_stopped == 0.6
     assert report.measured(stopped, "validation") == 80
+
+
+def test_the_rates_that_are_called_tuned_are_those_that_tuning_chose():
+    tuning = experiments.find("04-wiener-tuning")
+    store = workspace.open_store()
+    chosen = report.tuning(tuning, [store.load(run) for run in tuning.runs()])["chosen"].to_dict()
+    for name in ("04-wiener", "04-wiener-clean", "04-wiener-convnet"):
+        for label, recipe, setting in experiments.find(name).arms:
+            if "tuned" in label or name == "04-wiener-clean":
+                optimizer = recipe.optimizer.name + (", cosine" if recipe.schedule == "cosine" else "")
+                condition = f"{setting.model.name}, batch {setting.batch_size}, noise {setting.label_noise:.0%}"
+                assert dict(recipe.optimizer.options)["lr"] == chosen[condition, optimizer], label
 
 
 def test_tuning_chooses_by_validation_and_counts_a_diverged_run_as_guessing():

@@ -124,9 +124,13 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     return figure
 
 
-def gains(arms: dict[str, list[Record]], name: str, grid: tuple[int, int], epochs: Sequence[int]) -> Figure:
-    """One panel per arm: the learnt gain ``name`` by frequency, a line per epoch, seeds thin and the mean bold."""
-    frequency = make_bands(grid, radial=True, dtype=torch.float32, device=torch.device("cpu")).frequency
+def gains(arms: dict[str, list[Record]], name: str, epochs: Sequence[int]) -> Figure:
+    """One panel per arm: the learnt radial gain ``name`` by frequency, a line per epoch, seeds thin and the mean bold.
+
+    Pictures are square, so that there are as many rings as pixels along a side.
+    """
+    side = next(len(record.kernels[-1][name]) for records in arms.values() for record in finished(records))
+    frequency = make_bands((side, side), radial=True, dtype=torch.float32, device=torch.device("cpu")).frequency
     figure, panels = plt.subplots(1, len(arms), figsize=(4.6 * len(arms), 3.4), sharey=True, squeeze=False)
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(epochs)))
     for (label, records), axes in zip(arms.items(), panels[0], strict=True):

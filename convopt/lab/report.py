@@ -32,7 +32,8 @@ def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, 
     for label, arm in by_label(experiment, records).items():
         for record in arm:
             arms.setdefault((label, _condition(record.run)), []).append(record)
-    return dict(sorted(arms.items(), key=lambda item: str(item[0][1])))  # stable: arms keep their order
+    # Stable: arms keep their order.
+    return dict(sorted(arms.items(), key=lambda item: [value for _, value in item[0][1]]))
 
 
 def _condition(run: Run) -> tuple[tuple[str, Any], ...]:
