@@ -125,12 +125,11 @@ def annealed(recipe: Recipe, annealing: Choice = ANNEALING) -> Recipe:
 
 def with_lr(recipe: Recipe, lr: float, schedule: str = "constant") -> Recipe:
     """The recipe at another learning rate and schedule."""
-    options = {**dict(recipe.optimizer.options), "lr": lr}
-    return replace(recipe, optimizer=Choice.of(recipe.optimizer.name, **options), schedule=schedule)
+    return replace(with_options(recipe, lr=lr), schedule=schedule)
 
 
 def with_options(recipe: Recipe, **options: object) -> Recipe:
-    """The recipe with further options of its optimizer."""
+    """The recipe with these options of its optimizer."""
     merged = {**dict(recipe.optimizer.options), **options}
     return replace(recipe, optimizer=Choice.of(recipe.optimizer.name, **merged))
 

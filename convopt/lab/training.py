@@ -82,10 +82,12 @@ def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.o
     return make(groups, **options)
 
 
-def make_schedule(run: Run, optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The run's learning rate over all its steps. ValueError where its schedule is unknown."""
+def make_schedule(
+    run: Run, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """The run's learning rate over all its steps, None for a constant. ValueError where its schedule is unknown."""
     if run.schedule == "constant":
-        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        return None
     if run.schedule == "cosine":
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     raise ValueError(f'schedule must be "constant" or "cosine", got {run.schedule!r}')

@@ -181,9 +181,9 @@ class SNRAnnealing:
             self._host_factor, self._unread = self.factor(), 0
 
 
-def new_statistics(device: torch.device | str = "cpu") -> Tensor:
+def new_statistics() -> Tensor:
     """What annealing remembers beside gradients, float32: steps seen, the two averages, the largest rho."""
-    return torch.zeros(4, device=device)
+    return torch.zeros(4)
 
 
 def powers(gradient: Tensor, other: Tensor, halves: bool = False) -> Tensor:
