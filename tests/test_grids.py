@@ -99,6 +99,19 @@ def test_every_parameter_is_in_one_group_and_the_account_names_what_was_found():
     assert "7 of 8 parameters have no grid" in account
 
 
+def test_smaller_kernels_are_taken_where_they_are_asked_for():
+    images = torch.zeros(1, 3, 16, 12)
+    names = [
+        name
+        for group in spatial_param_groups(Functional(), images, smallest_kernel=3)[0]
+        if group["grid"]
+        for name, _ in group["params"]
+    ]
+    assert names == ["convolution.weight", "first.weight"]
+    with pytest.raises(ValueError, match="smallest_kernel must be"):
+        spatial_param_groups(Functional(), images, smallest_kernel=0)
+
+
 def test_arguments_come_by_position_or_by_name():
     class Two(nn.Module):
         def __init__(self):

@@ -99,6 +99,21 @@ def test_a_replayed_factor_is_that_of_the_other_seed():
         training.train(dataclasses.replace(run, annealing=Choice.of("halved")))
 
 
+def test_layers_are_annealed_each_by_its_own_gradients():
+    run = experiments.STRESS.run(
+        experiments.annealed(experiments.SGD, Choice.of("SNRAnnealing per layer", warmup=20, ema=0.9)), "digits", 3, 0
+    )
+    dataset = training.dataset_of(run)
+    model = training.make_model(run, dataset)
+    optimizer = training.make_optimizer(run, model, dataset.grid)
+    annealing = training.attach_annealing(run, optimizer)
+    for batches in training.epochs(run, training.training_split(run, dataset)):
+        training.train_epoch(model, optimizer, batches)
+    assert set(annealing) == {"hidden1", "hidden2", "output"}
+    assert len({of_layer.rho() for of_layer in annealing.values()}) == 3
+    assert all(of_layer.factor() < 1 for of_layer in annealing.values())
+
+
 def test_the_same_run_gives_the_same_record_whatever_the_threads_and_global_seed():
     first = training.train(RUN)
     torch.manual_seed(123)

@@ -115,6 +115,7 @@ WIENER_SGD = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9))
 WIENER_ADAMW = Recipe(Choice.of("WienerAdamW", lr=0.001))
 WIENER_ALONE = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9, snr_annealing=False))
 ANNEALING = Choice.of("SNRAnnealing")
+PER_LAYER = Choice.of("SNRAnnealing per layer")
 ANOTHER_SEEDS = Choice.of("replayed", shift=1)
 
 
@@ -263,6 +264,38 @@ WIENER_EXPERIMENTS = (
             ("second estimate: half batches", with_options(WIENER_SGD, second_estimate="half batches"), STRESS),
             ("gain: separable", with_options(WIENER_SGD, gain="separable"), STRESS),
         ),
+    ),
+    Experiment(
+        name="04-wiener-constants",
+        title="Stress test: WienerSGD with one constant changed",
+        arms=(
+            ("defaults", WIENER_SGD, STRESS),
+            ("scale: unit dc", with_options(WIENER_SGD, scale="unit dc"), STRESS),
+            ("every: 1", with_options(WIENER_SGD, every=1), STRESS),
+            ("coherence_ema: 0.99", with_options(WIENER_SGD, coherence_ema=0.99), STRESS),
+            ("annealing_ema: 0.99", with_options(WIENER_SGD, annealing_ema=0.99), STRESS),
+            ("warmup: 2000", with_options(WIENER_SGD, warmup=2000), STRESS),
+            ("onset: 1", with_options(WIENER_SGD, onset=1.0), STRESS),
+            ("power: 1", with_options(WIENER_SGD, power=1.0), STRESS),
+            ("power: 2", with_options(WIENER_SGD, power=2.0), STRESS),
+        ),
+        seeds=0,
+    ),
+    Experiment(
+        name="04-wiener-ideas",
+        title="Two ideas more: a rho for each layer, smoothing of small convolution kernels",
+        arms=(
+            ("SGD + SNRAnnealing", annealed(SGD), STRESS),
+            ("SGD + SNRAnnealing per layer", annealed(SGD, PER_LAYER), STRESS),
+            ("Adam + SNRAnnealing", annealed(ADAM), STRESS),
+            ("Adam + SNRAnnealing per layer", annealed(ADAM, PER_LAYER), STRESS),
+            ("SGD", SGD, CONV_NOISE),
+            ("WienerSGD without annealing", WIENER_ALONE, CONV_NOISE),
+            ("WienerSGD without annealing, 3x3 kernels too", with_options(WIENER_ALONE, smallest_kernel=3), CONV_NOISE),
+            ("WienerSGD", WIENER_SGD, CONV_NOISE),
+            ("WienerSGD, 3x3 kernels too", with_options(WIENER_SGD, smallest_kernel=3), CONV_NOISE),
+        ),
+        seeds=0,
     ),
     Experiment(
         name="04-wiener-tuning",

@@ -37,7 +37,8 @@ class Run:
             paired.
         pixels: "natural" or "permuted", in one random order for all pictures.
         schedule: "constant", or "cosine": the learning rate falls to 0 over all steps.
-        annealing: "SNRAnnealing" with its options, or "replayed" (see ``training.attach_annealing``); None for none.
+        annealing: "SNRAnnealing" or "SNRAnnealing per layer", or "replayed", with options (see
+            ``training.attach_annealing``); None for none.
     """
 
     dataset: str

@@ -70,15 +70,39 @@ def make_model(run: Run, dataset: data.Dataset) -> nn.Module:
         return MODELS[run.model.name](dataset.grid, dataset.classes, **dict(run.model.options))
 
 
-def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.optim.Optimizer:
-    """The run's optimizer over all of the model's parameters; a Wiener one is told which of them see the pixels."""
+PER_LAYER = "SNRAnnealing per layer"
+
+
+class LayerwiseOptimizer:
+    """One optimizer for each layer of a model, stepped together, so that each may be annealed by itself."""
+
+    def __init__(self, model: nn.Module, make: Callable[..., torch.optim.Optimizer]):
+        layers: dict[str, list[nn.Parameter]] = {}
+        for name, p in model.named_parameters():
+            layers.setdefault(name.rpartition(".")[0], []).append(p)
+        self.layers = {name: make(params) for name, params in layers.items()}
+
+    def step(self) -> None:
+        """One step of every layer."""
+        for optimizer in self.layers.values():
+            optimizer.step()
+
+
+def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.optim.Optimizer | LayerwiseOptimizer:
+    """The run's optimizer over all of the model's parameters; a Wiener one is told which of them see the pixels.
+
+    Its option ``smallest_kernel`` is that of ``spatial_param_groups``.
+    """
     make = OPTIMIZERS[run.optimizer.name]
     options = dict(run.optimizer.options)
+    if run.annealing is not None and run.annealing.name == PER_LAYER:
+        return LayerwiseOptimizer(model, partial(make, **options))
     if make not in (WienerSGD, WienerAdamW):
         return make(model.named_parameters(), **options)
     # The models take flattened pictures; what they were before is seen from here.
     pictured = nn.Sequential(OrderedDict(flatten=nn.Flatten(), model=model))
-    groups, _ = spatial_param_groups(pictured, torch.zeros(1, 1, *grid))
+    kernels = {name: options.pop(name) for name in ("smallest_kernel",) if name in options}
+    groups, _ = spatial_param_groups(pictured, torch.zeros(1, 1, *grid), **kernels)
     return make(groups, **options)
 
 
@@ -93,22 +117,26 @@ def make_schedule(
     raise ValueError(f'schedule must be "constant" or "cosine", got {run.schedule!r}')
 
 
-def attach_annealing(run: Run, optimizer: torch.optim.Optimizer) -> "SNRAnnealing | Replay | None":
+def attach_annealing(
+    run: Run, optimizer: torch.optim.Optimizer | LayerwiseOptimizer
+) -> "SNRAnnealing | Replay | dict[str, SNRAnnealing] | None":
     """What anneals the run, attached to its optimizer.
 
-    "SNRAnnealing" takes that class's options. "replayed" multiplies each step by the factor that SNRAnnealing, with its
-    defaults, had at the same step of the run whose seed is larger by the option ``shift``: the same decay, deaf to what
-    goes on in this run. ValueError where the annealing is unknown.
+    "SNRAnnealing" and "SNRAnnealing per layer" take that class's options. "replayed" multiplies each step by the factor
+    that SNRAnnealing, with its defaults, had at the same step of the run whose seed is larger by the option ``shift``:
+    the same decay, deaf to what goes on in this run. ValueError where the annealing is unknown.
     """
     if run.annealing is None:
         return None
     options = dict(run.annealing.options)
     if run.annealing.name == "SNRAnnealing":
         return SNRAnnealing(optimizer, **options)
+    if run.annealing.name == PER_LAYER:
+        return {name: SNRAnnealing(of_layer, **options) for name, of_layer in optimizer.layers.items()}
     if run.annealing.name == "replayed":
         other = replace(run, seed=run.seed + options["shift"], annealing=Choice.of("SNRAnnealing"))
         return Replay(optimizer, factors(other))
-    raise ValueError(f'annealing must be "SNRAnnealing" or "replayed", got {run.annealing.name!r}')
+    raise ValueError(f'annealing must be "SNRAnnealing", "{PER_LAYER}" or "replayed", got {run.annealing.name!r}')
 
 
 class Replay:

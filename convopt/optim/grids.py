@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from convopt.optim._base import check_integer
+
 
 def spatial_axes(grid: Sequence[int]) -> tuple[int, ...]:
     """The axes to smooth along: all of ``(T,)`` and ``(H, W)``, the last two of ``(C, H, W)``."""
@@ -28,13 +30,16 @@ def check_grid(grid: Sequence[int], shape: Sequence[int], name: str) -> None:
         )
 
 
-def spatial_param_groups(model: nn.Module, sample_input: Any) -> tuple[list[dict[str, Any]], str]:
+def spatial_param_groups(
+    model: nn.Module, sample_input: Any, smallest_kernel: int = 7
+) -> tuple[list[dict[str, Any]], str]:
     """Param groups in which the weights that look at pictures have a ``grid``, and an account of what was found.
 
     One forward pass is traced. A grid is given to
 
     - the weight of a linear layer that takes a flattened picture ``(C, H, W)`` or sequence ``(C, T)``;
-    - a convolution's kernels of at least 7 along each spatial axis, as in a stem or a patch embedding.
+    - a convolution's kernels of at least ``smallest_kernel`` along each spatial axis, as in a stem or a patch
+      embedding.
 
     Everything else gets none, and so the plain update. Pictures are what comes as ``(batch, C, H, W)`` or
     ``(batch, C, T)`` from outside or out of a convolution or a pooling; activations and normalisations in between do
@@ -50,19 +55,22 @@ def spatial_param_groups(model: nn.Module, sample_input: Any) -> tuple[list[dict
         model: called with gradients disabled, in evaluation mode and with copies of its buffers; its training flags
             and torch's random state are as before afterwards.
         sample_input: what the model is called with: a tensor, a tuple of positional or a dict of keyword arguments.
+        smallest_kernel: smaller ones have few frequencies to tell apart.
 
     Returns:
         Groups of named parameters for any optimizer, first the one without a grid, and a text with a line for each
         parameter that has one and its reason.
 
     Raises:
-        ValueError: a parameter is not initialised yet, as in a lazy module before its first forward pass.
+        ValueError: ``smallest_kernel`` is not a positive integer, or a parameter is not initialised yet, as in a lazy
+            module before its first forward pass.
     """
+    check_integer("smallest_kernel", smallest_kernel, at_least=1)
     names = {p: name for name, p in model.named_parameters()}
     for p, name in names.items():
         if isinstance(p, nn.parameter.UninitializedParameter):
             raise ValueError(f"model must be initialised, but parameter {name} has no shape yet")
-    tracer = _Tracer(names)
+    tracer = _Tracer(names, smallest_kernel)
     args, kwargs = _as_arguments(sample_input)
     tracer.take_as_pictures([*args, *kwargs.values()])
     training = [(module, module.training) for module in model.modules()]
@@ -84,9 +92,9 @@ class _Tracer(TorchFunctionMode):
         found: for each parameter with a grid, the grid and what was seen.
     """
 
-    def __init__(self, names: dict[nn.Parameter, str]):
+    def __init__(self, names: dict[nn.Parameter, str], smallest_kernel: int):
         super().__init__()
-        self.names = names
+        self.names, self.smallest_kernel = names, smallest_kernel
         self.found: dict[nn.Parameter, tuple[tuple[int, ...], str]] = {}
         # By id, with the tensors themselves, so that no other tensor takes the id over.
         self.pictures: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
@@ -116,7 +124,7 @@ class _Tracer(TorchFunctionMode):
         if name == "linear" and shape is not None and x.ndim == 2 and math.prod(shape[1:]) > 1:
             self.found[weight] = _as_grid(shape), f"takes a flattened {shape}"
         spatial = tuple(weight.shape[2:])
-        if name in ("conv1d", "conv2d") and min(spatial) >= SMALLEST_KERNEL:
+        if name in ("conv1d", "conv2d") and min(spatial) >= self.smallest_kernel:
             self.found[weight] = spatial, f"is a convolution of {' x '.join(map(str, spatial))}"
 
     def _follow(self, name: str, inputs: list[Tensor], result: Tensor) -> None:
@@ -142,9 +150,6 @@ class _Tracer(TorchFunctionMode):
     def _shape_of(self, x: Any) -> tuple[int, ...] | None:
         return self.pictures[id(x)][1] if id(x) in self.pictures else None
 
-
-SMALLEST_KERNEL = 7
-"""Along each axis; smaller kernels have few frequencies to tell apart."""
 
 RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "ravel"}
 MAKES_PICTURES = {
