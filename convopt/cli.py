@@ -95,7 +95,8 @@ def _run(options: argparse.Namespace) -> int:
 
     experiment = experiments.find(options.experiment)
     store = workspace.open_store(options.store)
-    runs = experiment.runs(options.dataset, range(options.seeds or experiment.seeds or 10), options.epochs)
+    seeds = range(options.seeds) if options.seeds else None
+    runs = experiment.runs(options.dataset, seeds, options.epochs)
     _print_report(options, experiment, sweep.sweep(runs, store, options.jobs, options.scheduler))
     return 0
 
@@ -130,7 +131,7 @@ def _publish(options: argparse.Namespace) -> int:
 
     published = workspace.project_folder() / workspace.PUBLISHED
     store = records.Store(options.store, published=published)
-    runs = {run: None for experiment in experiments.EXPERIMENTS.values() for run in experiment.runs()}
+    runs = experiments.published_runs()
     found = [record for run in runs if (record := store.load(run)) is not None]
     if len(found) < len(runs):
         raise RuntimeError(

@@ -5,6 +5,7 @@ import math
 import os
 import struct
 import urllib.error
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -92,8 +93,13 @@ def permute_pixels(dataset: Dataset, order: Tensor) -> Dataset:
     pixels = math.prod(dataset.grid)
     if not torch.equal(order.sort().values, torch.arange(pixels)):
         raise ValueError(f"order must hold each of the pixels 0 to {pixels - 1} once")
+    return transform_pictures(dataset, lambda x: x[:, order])
+
+
+def transform_pictures(dataset: Dataset, transform: Callable[[Tensor], Tensor]) -> Dataset:
+    """The data set with its pictures, ``(n, pixels)``, transformed split by split."""
     splits = {
-        name: Split(split.x[:, order], split.y)
+        name: Split(transform(split.x), split.y)
         for name in ("train", "validation", "test", "confirmation")
         if (split := getattr(dataset, name)) is not None
     }

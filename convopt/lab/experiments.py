@@ -1,7 +1,11 @@
 """The experiments as data: which runs each consists of. Nothing here trains."""
 
-from collections.abc import Iterable
+import math
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+from scipy.stats import qmc
 
 from convopt.lab.runs import Choice, Run
 
@@ -11,11 +15,13 @@ AVAILABLE = {"mnist": (5000, 1000), "digits": (1200, 397)}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: the optimizer, and what happens to its learning rate (see ``Run``)."""
+    """How a network is trained: the optimizer, its learning rate over time, and what is minimised (see ``Run``)."""
 
     optimizer: Choice
     schedule: str = "constant"
     annealing: Choice | None = None
+    loss: Choice | None = None
+    averaging: Choice | None = None
 
 
 SGD = Recipe(Choice.of("SGD", lr=0.01, momentum=0.9))
@@ -47,6 +53,8 @@ class Setting:
     epochs: int
     n_test: int = 1000
     pixels: str = "natural"
+    gradient_noise: float = 0.0
+    adversary: Choice | None = None
 
     def run(self, recipe: Recipe, dataset: str, epochs: int | None, seed: int) -> Run:
         """One run in this setting; of a smaller data set it takes what there is."""
@@ -64,6 +72,10 @@ class Setting:
             pixels=self.pixels,
             schedule=recipe.schedule,
             annealing=recipe.annealing,
+            loss=recipe.loss,
+            averaging=recipe.averaging,
+            gradient_noise=self.gradient_noise,
+            adversary=self.adversary,
         )
 
 
@@ -86,7 +98,9 @@ class Experiment:
         title: one line.
         arms: (label, recipe, setting). The label stands in tables and figures; arms in different settings may share it.
         claims: what the idea's first report says of it, from one run each.
-        seeds: how many the published study has, from 0 on; 0 as long as it has none.
+        seeds: how many the study has.
+        first_seed: the first of them.
+        published: whether their records are among the published ones.
     """
 
     name: str
@@ -94,13 +108,16 @@ class Experiment:
     arms: tuple[tuple[str, Recipe, Setting], ...]
     claims: tuple[Claim, ...] = ()
     seeds: int = 10
+    first_seed: int = 0
+    published: bool = True
 
     def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
         """All runs, seed by seed so that an interrupted sweep holds whole pairs.
 
-        ``seeds`` None are the published study's, ``epochs`` None are the setting's.
+        ``seeds`` None are the study's, ``epochs`` None are the setting's.
         """
-        seeds = range(self.seeds) if seeds is None else seeds
+        if seeds is None:
+            seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
 
     def label(self, run: Run) -> str | None:
@@ -254,7 +271,7 @@ WIENER_EXPERIMENTS = (
         name="04-wiener-harmless-convnet",
         title="Clean labels, ConvNet: what SNRAnnealing costs where there is no noise to fit",
         arms=tuple(_harmless("ConvNet")),
-        seeds=0,
+        published=False,
     ),
     Experiment(
         name="04-wiener-options",
@@ -279,7 +296,7 @@ WIENER_EXPERIMENTS = (
             ("power: 1", with_options(WIENER_SGD, power=1.0), STRESS),
             ("power: 2", with_options(WIENER_SGD, power=2.0), STRESS),
         ),
-        seeds=0,
+        published=False,
     ),
     Experiment(
         name="04-wiener-ideas",
@@ -295,7 +312,7 @@ WIENER_EXPERIMENTS = (
             ("WienerSGD", WIENER_SGD, CONV_NOISE),
             ("WienerSGD, 3x3 kernels too", with_options(WIENER_SGD, smallest_kernel=3), CONV_NOISE),
         ),
-        seeds=0,
+        published=False,
     ),
     Experiment(
         name="04-wiener-tuning",
@@ -305,10 +322,297 @@ WIENER_EXPERIMENTS = (
     ),
 )
 
+
+def smaller_kernel(recipe: Recipe) -> Recipe:
+    """The recipe with a kernel of 3 taps, as the README has it under standard conditions."""
+    return with_options(recipe, kernel_size=3)
+
+
+def _standard() -> Iterable[tuple[str, Recipe, Setting]]:
+    """Every optimizer at the README's settings on every network, without noise."""
+    for model in ("SimpleNet", "DeepNet", "IllConditionedNet", "ConvNet", "ResNet"):
+        setting = replace(CLEAN, model=Choice.of(model))
+        yield "SGD", SGD, setting
+        yield "Adam", ADAM, setting
+        yield "ConvolutionalSGD", smaller_kernel(V1), setting
+        yield "LocalLossConvSGD", smaller_kernel(LOCAL_LOSS), setting
+        yield "ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, setting
+        yield "WienerSGD", WIENER_SGD, setting
+        yield "WienerAdamW", WIENER_ADAMW, setting
+
+
+SIZES = (8, 16, 32, 64, 128, 256)
+V2_ABLATION = v2("uniform", kernel_lr=0.01)
+
+
+def _batch_sizes() -> Iterable[tuple[str, Recipe, Setting]]:
+    """The README's ablation, continued to larger batches."""
+    for size in SIZES:
+        setting = replace(ABLATION[0], batch_size=size)
+        yield "SGD", SGD, setting
+        yield "Adam", ADAM, setting
+        yield "ConvolutionalSGD", V1, setting
+        yield "ConvolutionalSGDv2 (uniform)", V2_ABLATION, setting
+        yield "WienerSGD", WIENER_SGD, setting
+        yield "WienerAdamW", WIENER_ADAMW, setting
+
+
+ABLATION_RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+ABLATION_TUNED = (
+    ("SGD", SGD, "SGD"),
+    ("Adam", ADAM, "Adam"),
+    ("ConvolutionalSGDv2 (uniform)", V2_ABLATION, "SGD"),
+    ("WienerSGD", WIENER_SGD, "SGD"),
+)
+
+
+def _batch_size_tuning() -> Iterable[tuple[str, Recipe, Setting]]:
+    """Every learning rate at every batch size."""
+    for size in SIZES:
+        for label, recipe, kind in ABLATION_TUNED:
+            for lr in ABLATION_RATES[kind]:
+                yield f"{label}, lr {lr:g}", with_lr(recipe, lr), replace(ABLATION[0], batch_size=size)
+
+
+def _label_noise() -> Iterable[tuple[str, Recipe, Setting]]:
+    for rate in (0.0, 0.15, 0.3, 0.45):
+        setting = replace(STRESS, label_noise=rate)
+        for label, recipe in (("SGD", SGD), ("Adam", ADAM), ("ConvolutionalSGD", V1), ("WienerSGD", WIENER_SGD)):
+            yield label, recipe, setting
+
+
+def _gradient_noise() -> Iterable[tuple[str, Recipe, Setting]]:
+    for power in (0.0, 1.0, 4.0):
+        setting = replace(CLEAN, gradient_noise=power)
+        yield "SGD", SGD, setting
+        yield "Adam", ADAM, setting
+        yield "ConvolutionalSGD", V1, setting
+        yield "ConvolutionalSGDv2 (uniform)", V2_UNIFORM, setting
+        yield "WienerSGD", WIENER_SGD, setting
+
+
+def _adversarial() -> Iterable[tuple[str, Recipe, Setting]]:
+    """Training against an adversary, as the README recommends smoothing for."""
+    recipes = (
+        ("SGD", SGD),
+        ("Adam", ADAM),
+        ("ConvolutionalSGD", V1),
+        ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM),
+        ("WienerSGD", WIENER_SGD),
+    )
+    for name in ("FGSM", "PGD"):
+        for epsilon in (0.1, 0.2):
+            setting = replace(CLEAN, adversary=Choice.of(name, epsilon=epsilon))
+            yield from ((label, recipe, setting) for label, recipe in recipes)
+    convnet = replace(CLEAN, model=Choice.of("ConvNet"), epochs=6, adversary=Choice.of("FGSM", epsilon=0.2))
+    yield from ((label, recipe, convnet) for label, recipe in recipes if label in ("SGD", "Adam", "WienerSGD"))
+
+
+def pixel_kernel(kernel: str, size: int) -> Recipe:
+    """SGD with the first layer's gradient smoothed over the pixels by a fixed kernel, its norm kept."""
+    return with_options(SGD, pixel_kernel=(kernel, size))
+
+
+BLURRED = replace(STRESS, pixels="blurred")
+STEP_OF_V1 = Recipe(replace(V1.optimizer, name="RawDirectionSGD"))
+STEP_OF_V2 = Recipe(replace(V2_UNIFORM.optimizer, name="RawDirectionSGDv2"))
+V1_AT_STEP_OF_SGD = Recipe(replace(V1.optimizer, name="RawLengthSGD"))
+
+CONTROLS = (
+    Experiment(
+        name="09-controls-pixels",
+        published=False,
+        title="Stress test: is it the pixels' neighbourhood?",
+        arms=(
+            ("SGD", SGD, STRESS),
+            ("ConvolutionalSGD", V1, STRESS),
+            ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
+            ("WienerSGD without annealing", WIENER_ALONE, STRESS),
+            ("SGD", SGD, PERMUTED),
+            ("ConvolutionalSGD", V1, PERMUTED),
+            ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, PERMUTED),
+            ("WienerSGD without annealing", WIENER_ALONE, PERMUTED),
+            ("SGD", SGD, BLURRED),
+        ),
+    ),
+    Experiment(
+        name="09-controls-layers",
+        published=False,
+        title="Stress test: which layers gain from smoothing?",
+        arms=(
+            ("SGD", SGD, STRESS),
+            ("ConvolutionalSGD", V1, STRESS),
+            ("ConvolutionalSGD, first layer only", with_options(V1, smoothed="first layer"), STRESS),
+            ("ConvolutionalSGD, other layers only", with_options(V1, smoothed="other layers"), STRESS),
+        ),
+    ),
+    Experiment(
+        name="09-controls-step",
+        published=False,
+        title="Stress test: is it the direction, or only a shorter step?",
+        arms=(
+            ("SGD", SGD, STRESS),
+            ("ConvolutionalSGD", V1, STRESS),
+            ("SGD at v1's step", STEP_OF_V1, STRESS),
+            ("ConvolutionalSGD at SGD's step", V1_AT_STEP_OF_SGD, STRESS),
+            ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
+            ("SGD at v2's step", STEP_OF_V2, STRESS),
+        ),
+    ),
+    Experiment(
+        name="09-controls-kernels",
+        published=False,
+        title="Stress test: fixed kernels over the pixels, at SGD's step",
+        arms=(
+            ("SGD", SGD, STRESS),
+            ("binomial 3x3", pixel_kernel("binomial", 3), STRESS),
+            ("binomial 7x7", pixel_kernel("binomial", 7), STRESS),
+            ("binomial 15x15", pixel_kernel("binomial", 15), STRESS),
+            ("uniform 5x5 (not PSD)", pixel_kernel("uniform", 5), STRESS),
+            ("WienerSGD without annealing", WIENER_ALONE, STRESS),
+        ),
+    ),
+    Experiment(
+        name="09-controls-label-noise",
+        published=False,
+        title="Stress test at other rates of wrong labels",
+        arms=tuple(_label_noise()),
+    ),
+    Experiment(
+        name="09-controls-gradient-noise",
+        published=False,
+        title="Clean labels, batch 64, white noise added to every gradient",
+        arms=tuple(_gradient_noise()),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method that is tuned by random search.
+
+    Attributes:
+        recipe: its settings, but for what is searched.
+        rates: least and largest learning rate; trials are spread over their logarithm.
+        options: further options of the optimizer, or of what the name before a dot says ("loss.amount"), each with the
+            values to draw from.
+    """
+
+    recipe: Recipe
+    rates: tuple[float, float]
+    options: tuple[tuple[str, Sequence[object]], ...] = ()
+
+
+def with_option(recipe: Recipe, name: str, value: object) -> Recipe:
+    """The recipe with an option of its optimizer, or of its loss, averaging or annealing: ``"loss.amount"``."""
+    part, _, option = name.rpartition(".")
+    part = part or "optimizer"
+    choice = getattr(recipe, part)
+    return replace(recipe, **{part: Choice.of(choice.name, **{**dict(choice.options), option: value})})
+
+
+def _optimizer(name: str, **options: object) -> Recipe:
+    return Recipe(Choice.of(name, **options))
+
+
+SGD_RATES, ADAM_RATES = (0.0003, 0.1), (0.00003, 0.01)
+RIVALS = {
+    "SGD": Rival(SGD, SGD_RATES, (("momentum", (0.0, 0.9)),)),
+    "Adam": Rival(ADAM, ADAM_RATES),
+    "AdamW": Rival(ADAMW, ADAM_RATES, (("weight_decay", (0.01, 0.1, 1.0)),)),
+    "NAdam": Rival(_optimizer("NAdam"), ADAM_RATES),
+    "Muon": Rival(_optimizer("Muon"), (0.0001, 0.03)),
+    "SGD, cosine": Rival(replace(SGD, schedule="cosine"), SGD_RATES),
+    "SGD, one cycle": Rival(replace(SGD, schedule="one cycle"), SGD_RATES),
+    "SGD, reduced on plateaus": Rival(replace(SGD, schedule="plateau"), SGD_RATES),
+    "SGD, Pflug's test": Rival(
+        replace(SGD, annealing=Choice.of("Pflug test")), SGD_RATES, (("annealing.burn_in", (200, 1000)),)
+    ),
+    "SGD, averaged weights": Rival(
+        replace(SGD, averaging=Choice.of("EMA")), SGD_RATES, (("averaging.decay", (0.99, 0.999, 0.9999)),)
+    ),
+    "SGD, label smoothing": Rival(
+        replace(SGD, loss=Choice.of("label smoothing")), SGD_RATES, (("loss.amount", (0.1, 0.2, 0.4)),)
+    ),
+    "SGD, generalised cross-entropy": Rival(
+        replace(SGD, loss=Choice.of("generalised cross-entropy")), SGD_RATES, (("loss.q", (0.3, 0.7)),)
+    ),
+    "Adam, cosine": Rival(replace(ADAM, schedule="cosine"), ADAM_RATES),
+    "LaplacianSmoothingSGD": Rival(_optimizer("LaplacianSmoothingSGD"), SGD_RATES, (("sigma", (1.0, 3.0)),)),
+    "Grokfast": Rival(_optimizer("Grokfast"), ADAM_RATES, (("grokfast_lamb", (0.5, 2.0)),)),
+    "Lion": Rival(_optimizer("Lion"), (0.000003, 0.001)),
+    "SAM": Rival(_optimizer("SAM", momentum=0.9), SGD_RATES, (("rho", (0.05, 0.2)),)),
+    "AdEMAMix": Rival(_optimizer("AdEMAMix"), ADAM_RATES, (("alpha", (2.0, 5.0)),)),
+    "Schedule-free SGD": Rival(_optimizer("ScheduleFreeSGD"), (0.003, 1.0)),
+    "Schedule-free AdamW": Rival(_optimizer("ScheduleFreeAdamW"), ADAM_RATES),
+    "ConvolutionalSGD": Rival(V1, SGD_RATES, (("kernel_size", (3, 5)),)),
+    "SGD + SNRAnnealing": Rival(annealed(SGD), SGD_RATES),
+    "Adam + SNRAnnealing": Rival(annealed(ADAM), ADAM_RATES),
+    "WienerSGD": Rival(WIENER_SGD, SGD_RATES),
+    "WienerAdamW": Rival(WIENER_ADAMW, ADAM_RATES),
+}
+"""What is compared in the stress test, by label."""
+
+TRIALS = 6
+"""Trials of each rival in its random search."""
+
+TUNING_SEED = 10
+"""The first that no published comparison uses."""
+
+
+def trials(label: str) -> list[Recipe]:
+    """The rival's trials: a Latin hypercube, so that the draw of learning rates is equally even for all rivals."""
+    rival = RIVALS[label]
+    sampler = qmc.LatinHypercube(d=1 + len(rival.options), rng=zlib.crc32(label.encode()))
+    low, high = (math.log(rate) for rate in rival.rates)
+    drawn = []
+    for first, *others in sampler.random(TRIALS):
+        recipe = with_options(rival.recipe, lr=float(f"{math.exp(low + first * (high - low)):.2g}"))
+        for (name, values), share in zip(rival.options, others, strict=True):
+            recipe = with_option(recipe, name, values[int(share * len(values))])
+        drawn.append(recipe)
+    return drawn
+
+
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         *WIENER_EXPERIMENTS,
+        *CONTROLS,
+        Experiment(
+            name="05-standard",
+            published=False,
+            title="Standard conditions: clean labels, batch 64",
+            arms=tuple(_standard()),
+        ),
+        Experiment(
+            name="07-batch-size",
+            published=False,
+            title="Batch-size ablation at the README's settings: 3000 pictures, 10 % wrong labels",
+            arms=tuple(_batch_sizes()),
+        ),
+        Experiment(
+            name="07-batch-size-tuning",
+            published=False,
+            title="Batch-size ablation: learning rates, by accuracy on the validation pictures",
+            arms=tuple(_batch_size_tuning()),
+            seeds=2,
+            first_seed=TUNING_SEED,
+        ),
+        Experiment(
+            name="10-adversarial",
+            published=False,
+            title="Training against FGSM and PGD",
+            arms=tuple(_adversarial()),
+        ),
+        Experiment(
+            name="11-rivals-tuning",
+            published=False,
+            title="Stress test: random search on the validation pictures",
+            arms=tuple((label, recipe, STRESS) for label in RIVALS for recipe in trials(label)),
+            seeds=1,
+            first_seed=TUNING_SEED,
+        ),
         Experiment(
             name="06-stress-test",
             title="Stress test: SimpleNet, batch 8, 15 % wrong labels",
@@ -347,3 +651,9 @@ def find(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
     return EXPERIMENTS[name]
+
+
+def published_runs() -> list[Run]:
+    """Every run of the published experiments, once."""
+    published = (experiment for experiment in EXPERIMENTS.values() if experiment.published)
+    return list(dict.fromkeys(run for experiment in published for run in experiment.runs()))

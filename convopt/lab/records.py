@@ -23,13 +23,15 @@ CURVES = (
     "wrong_labels_learnt",
     "rho",
     "annealing_factor",
+    "fgsm_accuracy",
+    "pgd_accuracy",
     "seconds_training",
     "seconds_evaluation",
 )
 """What is recorded per epoch: losses in nats, accuracies from 0 to 1, the mean gradient norm, seconds.
 
 Of runs with wrong labels, the share of those that the network predicts; of annealed runs, the agreement of gradients
-and the factor on the learning rate (see ``SNRAnnealing``).
+and the factor on the learning rate (see ``SNRAnnealing``); of runs with an adversary, the test accuracy against either.
 """
 
 

@@ -35,10 +35,14 @@ class Run:
         optimizer: a name of ``training.OPTIMIZERS`` and its options.
         seed: of initial weights, batches, wrong labels and the order of pixels, one stream each. Runs of one seed are
             paired.
-        pixels: "natural" or "permuted", in one random order for all pictures.
-        schedule: "constant", or "cosine": the learning rate falls to 0 over all steps.
+        pixels: "natural"; "permuted", in one random order for all pictures; or "blurred" by a binomial kernel of 3x3.
+        schedule: a name of ``training.SCHEDULES``, or "constant".
         annealing: "SNRAnnealing" or "SNRAnnealing per layer", or "replayed", with options (see
             ``training.attach_annealing``); None for none.
+        loss: what is minimised, see ``controls.loss_function``; None for cross-entropy.
+        averaging: "EMA" of the weights over steps, with its ``decay``, which is then what is evaluated; None for none.
+        gradient_noise: power of white noise added to every gradient, as a multiple of its own power.
+        adversary: who changes the pictures before each step, see ``adversaries.Adversary``; None for nobody.
     """
 
     dataset: str
@@ -53,6 +57,10 @@ class Run:
     pixels: str = "natural"
     schedule: str = "constant"
     annealing: Choice | None = None
+    loss: Choice | None = None
+    averaging: Choice | None = None
+    gradient_noise: float = 0.0
+    adversary: Choice | None = None
 
     @property
     def id(self) -> str:
@@ -73,9 +81,7 @@ class Run:
     def from_json(cls, data: dict[str, Any]) -> "Run":
         """The inverse of ``to_json``. KeyError or TypeError where ``data`` is no run."""
         choices = {
-            key: Choice.of(data[key]["name"], **data[key]["options"])
-            for key in ("model", "optimizer", "annealing")
-            if key != "annealing" or key in data
+            key: Choice.of(value["name"], **value["options"]) for key, value in data.items() if isinstance(value, dict)
         }
         return cls(**{**data, **choices})
 

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from convopt.lab import data, provenance
+from convopt.lab import controls, data, provenance, rivals
+from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.models import MODELS
 from convopt.lab.records import Record
+from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
 from convopt.optim import (
     ConvolutionalSGD,
     ConvolutionalSGDv2,
+    LaplacianSmoothingSGD,
     LocalLossConvSGD,
     SNRAnnealing,
     WienerAdamW,
@@ -39,6 +43,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "ConvolutionalSGDv2": ConvolutionalSGDv2,
     "WienerSGD": WienerSGD,
     "WienerAdamW": WienerAdamW,
+    "LaplacianSmoothingSGD": LaplacianSmoothingSGD,
+    "RawDirectionSGD": controls.RawDirectionSGD,
+    "RawDirectionSGDv2": controls.RawDirectionSGDv2,
+    "RawLengthSGD": controls.RawLengthSGD,
+    "RawLengthSGDv2": controls.RawLengthSGDv2,
+    **rivals.RIVALS,
 }
 """Optimizers of the experiments by name."""
 
@@ -57,8 +67,10 @@ def dataset_of(run: Run) -> data.Dataset:
     dataset = data.load(run.dataset)
     if run.pixels == "natural":
         return dataset
+    if run.pixels == "blurred":
+        return data.transform_pictures(dataset, lambda x: controls.blurred(x, dataset.grid, 3))
     if run.pixels != "permuted":
-        raise ValueError(f'pixels must be "natural" or "permuted", got {run.pixels!r}')
+        raise ValueError(f'pixels must be "natural", "permuted" or "blurred", got {run.pixels!r}')
     generator = torch.Generator().manual_seed(run.stream("order of the pixels"))
     return data.permute_pixels(dataset, torch.randperm(math.prod(dataset.grid), generator=generator))
 
@@ -73,30 +85,24 @@ def make_model(run: Run, dataset: data.Dataset) -> nn.Module:
 PER_LAYER = "SNRAnnealing per layer"
 
 
-class LayerwiseOptimizer:
-    """One optimizer for each layer of a model, stepped together, so that each may be annealed by itself."""
-
-    def __init__(self, model: nn.Module, make: Callable[..., torch.optim.Optimizer]):
-        layers: dict[str, list[nn.Parameter]] = {}
-        for name, p in model.named_parameters():
-            layers.setdefault(name.rpartition(".")[0], []).append(p)
-        self.layers = {name: make(params) for name, params in layers.items()}
-
-    def step(self) -> None:
-        """One step of every layer."""
-        for optimizer in self.layers.values():
-            optimizer.step()
-
-
-def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.optim.Optimizer | LayerwiseOptimizer:
+def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.optim.Optimizer | OptimizersTogether:
     """The run's optimizer over all of the model's parameters; a Wiener one is told which of them see the pixels.
 
-    Its option ``smallest_kernel`` is that of ``spatial_param_groups``.
+    Besides the optimizer's own options there are ``smallest_kernel``, that of ``spatial_param_groups``; ``smoothed``,
+    "first layer" or "other layers": in the rest the kernel has one tap; and ``pixel_kernel``, name and size of the
+    fixed kernel of ``controls.smooth_over_pixels``.
     """
-    make = OPTIMIZERS[run.optimizer.name]
     options = dict(run.optimizer.options)
+    make = OPTIMIZERS[run.optimizer.name]
     if run.annealing is not None and run.annealing.name == PER_LAYER:
-        return LayerwiseOptimizer(model, partial(make, **options))
+        return rivals.one_per_layer(model, partial(make, **options))
+    if "pixel_kernel" in options:
+        kernel = options.pop("pixel_kernel")
+        optimizer = make(model.named_parameters(), **options)
+        controls.smooth_over_pixels(optimizer, next(model.parameters()), grid, *kernel)
+        return optimizer
+    if "smoothed" in options:
+        return make(controls.smoothed_groups(model, options.pop("smoothed")), **options)
     if make not in (WienerSGD, WienerAdamW):
         return make(model.named_parameters(), **options)
     # The models take flattened pictures; what they were before is seen from here.
@@ -106,37 +112,55 @@ def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.o
     return make(groups, **options)
 
 
+SCHEDULES: dict[str, Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]] = {
+    "cosine": lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps),
+    "one cycle": lambda optimizer, steps: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=steps
+    ),
+    "plateau": lambda optimizer, steps: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=2),
+}
+"""Schedules by name, made from the optimizer and the number of all steps.
+
+"cosine" and "one cycle" step after each batch. "plateau" divides the rate by ten where the validation accuracy has not
+risen for three epochs.
+"""
+
+
 def make_schedule(
     run: Run, optimizer: torch.optim.Optimizer, steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler | None:
     """The run's learning rate over all its steps, None for a constant. ValueError where its schedule is unknown."""
     if run.schedule == "constant":
         return None
-    if run.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    raise ValueError(f'schedule must be "constant" or "cosine", got {run.schedule!r}')
+    if run.schedule not in SCHEDULES:
+        raise ValueError(f"schedule must be constant, {', '.join(SCHEDULES)}, got {run.schedule!r}")
+    return SCHEDULES[run.schedule](optimizer, steps)
 
 
 def attach_annealing(
-    run: Run, optimizer: torch.optim.Optimizer | LayerwiseOptimizer
-) -> "SNRAnnealing | Replay | dict[str, SNRAnnealing] | None":
+    run: Run, optimizer: torch.optim.Optimizer | OptimizersTogether
+) -> "SNRAnnealing | Replay | PflugTest | dict[str, SNRAnnealing] | None":
     """What anneals the run, attached to its optimizer.
 
-    "SNRAnnealing" and "SNRAnnealing per layer" take that class's options. "replayed" multiplies each step by the factor
-    that SNRAnnealing, with its defaults, had at the same step of the run whose seed is larger by the option ``shift``:
-    the same decay, deaf to what goes on in this run. ValueError where the annealing is unknown.
+    "SNRAnnealing" and "SNRAnnealing per layer" take that class's options; of optimizers that step together, each is
+    annealed by itself. "Pflug test" takes the options of ``rivals.PflugTest``. "replayed" multiplies each step by the
+    factor that SNRAnnealing, with its defaults, had at the same step of the run whose seed is larger by the option
+    ``shift``: the same decay, deaf to what goes on in this run. ValueError where the annealing is unknown.
     """
     if run.annealing is None:
         return None
     options = dict(run.annealing.options)
-    if run.annealing.name == "SNRAnnealing":
+    if run.annealing.name in ("SNRAnnealing", PER_LAYER):
+        if isinstance(optimizer, OptimizersTogether):
+            return {name: SNRAnnealing(each, **options) for name, each in optimizer.optimizers.items()}
         return SNRAnnealing(optimizer, **options)
-    if run.annealing.name == PER_LAYER:
-        return {name: SNRAnnealing(of_layer, **options) for name, of_layer in optimizer.layers.items()}
+    if run.annealing.name == "Pflug test":
+        return PflugTest(optimizer, **options)
     if run.annealing.name == "replayed":
         other = replace(run, seed=run.seed + options["shift"], annealing=Choice.of("SNRAnnealing"))
         return Replay(optimizer, factors(other))
-    raise ValueError(f'annealing must be "SNRAnnealing", "{PER_LAYER}" or "replayed", got {run.annealing.name!r}')
+    known = ("SNRAnnealing", PER_LAYER, "Pflug test", "replayed")
+    raise ValueError(f"annealing must be one of {', '.join(known)}, got {run.annealing.name!r}")
 
 
 class Replay:
@@ -190,26 +214,38 @@ def epochs(run: Run, split: data.Split) -> Iterator[list[tuple[Tensor, Tensor]]]
 
 def train_epoch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | OptimizersTogether,
     batches: list[tuple[Tensor, Tensor]],
-    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    after_step: Callable[[], None] = lambda: None,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    adversary: Adversary | None = None,
 ) -> tuple[float, float] | None:
     """Mean loss and mean gradient norm over the batches; None if a loss was not finite.
 
-    ``schedule`` steps after each batch.
+    Args:
+        model: put into training mode, as is an optimizer that has modes.
+        optimizer: steps once per batch.
+        batches: of pictures and labels.
+        after_step: called after each step.
+        loss_of: of logits and labels.
+        adversary: who changes the pictures first.
     """
     model.train()
+    set_mode(optimizer, "train")
     takes_loss = isinstance(optimizer, SmoothingOptimizer)
+    takes_two_gradients = hasattr(optimizer, "first_step")
     in_halves = isinstance(optimizer, WienerOptimizer) and optimizer.defaults["second_estimate"] == "half batches"
     params = list(model.parameters())
     total_loss, total_norm = 0.0, 0.0
     for x, y in batches:
+        if adversary is not None:
+            x = adversary.attack(model, x, y)
         for p in params:
             p.grad = None
         if in_halves:
             value = _backward_in_halves(model, optimizer, x, y)
         else:
-            loss = F.cross_entropy(model(x), y)
+            loss = loss_of(model(x), y)
             value = loss.item()
             if math.isfinite(value):
                 loss.backward()
@@ -217,10 +253,20 @@ def train_epoch(
             return None
         total_loss += value
         total_norm += math.hypot(*(torch.linalg.vector_norm(p.grad).item() for p in params))
-        optimizer.step(**({"loss": value} if takes_loss else {}))
-        if schedule is not None:
-            schedule.step()
+        if takes_loss:
+            optimizer.step(loss=value)
+        elif takes_two_gradients:
+            optimizer.step(lambda x=x, y=y: loss_of(model(x), y).backward())
+        else:
+            optimizer.step()
+        after_step()
     return total_loss / len(batches), total_norm / len(batches)
+
+
+def set_mode(optimizer: torch.optim.Optimizer | OptimizersTogether, mode: str) -> None:
+    """Call ``optimizer.train()`` or ``optimizer.eval()``, by ``mode``, of an optimizer that has them."""
+    if hasattr(optimizer, mode):
+        getattr(optimizer, mode)()
 
 
 def _backward_in_halves(model: nn.Module, optimizer: WienerOptimizer, x: Tensor, y: Tensor) -> float:
@@ -243,6 +289,18 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     if len(train_split) < run.batch_size:
         raise ValueError(f"batch_size {run.batch_size} exceeds the {len(train_split)} training pictures")
     schedule = make_schedule(run, optimizer, run.epochs * (len(train_split) // run.batch_size))
+    if run.gradient_noise:
+        controls.add_gradient_noise(optimizer, run.gradient_noise, run.stream("noise in gradients"))
+    averaged = _averaged(run, model)
+    adversary = run.adversary and Adversary(run.adversary, dataset.train.x, run.stream("adversary"))
+    loss_of = controls.loss_function(run.loss)
+
+    def after_step() -> None:
+        if schedule is not None and run.schedule != "plateau":
+            schedule.step()
+        if averaged is not None:
+            averaged.update_parameters(model)
+
     test_split = dataset.test.first(run.n_test)
     wrong = wrong_labels(run, dataset, train_split)
     curves: dict[str, list[float]] = {}
@@ -250,22 +308,27 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     status, confirmation = "finished", None
     for epoch, batches in enumerate(epochs(run, train_split), start=1):
         start = time.perf_counter()
-        outcome = train_epoch(model, optimizer, batches, schedule)
+        outcome = train_epoch(model, optimizer, batches, after_step, loss_of, adversary)
         if outcome is None:
             status = "diverged"
             break
         trained = time.perf_counter()
-        test_loss, test_accuracy = evaluate(model, test_split)
-        _, validation_accuracy = evaluate(model, dataset.validation)
+        set_mode(optimizer, "eval")
+        judged = model if averaged is None else averaged
+        test_loss, test_accuracy = evaluate(judged, test_split)
+        _, validation_accuracy = evaluate(judged, dataset.validation)
+        if run.schedule == "plateau":
+            schedule.step(validation_accuracy)
         if epoch == run.epochs and dataset.confirmation is not None:
-            _, confirmation = evaluate(model, dataset.confirmation)
+            _, confirmation = evaluate(judged, dataset.confirmation)
         point = {
             "train_loss": outcome[0],
             "gradient_norm": outcome[1],
             "test_loss": test_loss,
             "test_accuracy": test_accuracy,
             "validation_accuracy": validation_accuracy,
-            **({"wrong_labels_learnt": evaluate(model, wrong)[1]} if len(wrong) else {}),
+            **({"wrong_labels_learnt": evaluate(judged, wrong)[1]} if len(wrong) else {}),
+            **_robustness(run, judged, test_split, dataset),
             **_annealing_now(optimizer, annealing),
             "seconds_training": trained - start,
             "seconds_evaluation": time.perf_counter() - trained,
@@ -283,6 +346,29 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     )
 
 
+def _averaged(run: Run, model: nn.Module) -> nn.Module | None:
+    """The model that averages the run's weights. ValueError where the averaging is unknown."""
+    if run.averaging is None:
+        return None
+    if run.averaging.name != "EMA":
+        raise ValueError(f'averaging must be "EMA", got {run.averaging.name!r}')
+    ema = get_ema_multi_avg_fn(dict(run.averaging.options)["decay"])
+    return AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+
+
+def _robustness(run: Run, model: nn.Module, split: data.Split, dataset: data.Dataset) -> dict[str, float]:
+    """Accuracy against each adversary, as strong as the run's own; empty for a run without."""
+    if run.adversary is None:
+        return {}
+    accuracies = {}
+    for name in STEPS:
+        adversary = Adversary(replace(run.adversary, name=name), dataset.train.x, run.stream("adversary of the test"))
+        model.eval()
+        attacked = data.Split(adversary.attack(model, split.x, split.y), split.y)
+        accuracies[f"{name.lower()}_accuracy"] = evaluate(model, attacked)[1]
+    return accuracies
+
+
 def wrong_labels(run: Run, dataset: data.Dataset, split: data.Split) -> data.Split:
     """The pictures of the run's training ``split`` whose labels are wrong, with those labels."""
     wrong = split.y != dataset.train.first(run.n_train).y
@@ -297,7 +383,7 @@ def evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
     return F.cross_entropy(logits, split.y).item(), (logits.argmax(1) == split.y).float().mean().item()
 
 
-def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str, Any]:
     """The optimizer's kernels, or gains by frequency, by name as nested lists; empty for one that has neither."""
     if isinstance(optimizer, WienerOptimizer):
         learnt = optimizer.snr().parameters
@@ -306,11 +392,11 @@ def _snapshot(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {name: kernel.tolist() for name, kernel in kernels.items()}
 
 
-def _annealing_now(optimizer: torch.optim.Optimizer, annealing: "SNRAnnealing | Replay | None") -> dict[str, float]:
+def _annealing_now(optimizer: torch.optim.Optimizer | OptimizersTogether, annealing: Any) -> dict[str, float]:
     """The annealing's curves; empty for a run without."""
     if isinstance(annealing, SNRAnnealing):
         return {"rho": annealing.rho(), "annealing_factor": annealing.factor()}
-    if isinstance(annealing, Replay):
+    if isinstance(annealing, Replay | PflugTest):
         return {"annealing_factor": annealing.factor()}
     if isinstance(optimizer, WienerOptimizer) and optimizer.defaults["snr_annealing"]:
         snr = optimizer.snr()

@@ -4,6 +4,7 @@ from convopt.optim.annealing import SNRAnnealing
 from convopt.optim.conv_sgd import ConvolutionalSGD
 from convopt.optim.conv_sgd_v2 import ConvolutionalSGDv2
 from convopt.optim.grids import spatial_param_groups
+from convopt.optim.laplacian import LaplacianSmoothingSGD
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.optim.recorder import KernelRecorder
 from convopt.optim.wiener import WienerAdamW, WienerSGD
@@ -12,6 +13,7 @@ __all__ = [
     "ConvolutionalSGD",
     "ConvolutionalSGDv2",
     "KernelRecorder",
+    "LaplacianSmoothingSGD",
     "LocalLossConvSGD",
     "SNRAnnealing",
     "WienerAdamW",

@@ -1,0 +1,66 @@
+"""LaplacianSmoothingSGD: a fixed kernel without end, applied by the Fourier transform."""
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._base import SmoothingOptimizer, check_number
+from convopt.theory.kernels import laplacian_response
+from convopt.theory.smoothing import at_least_float32
+
+
+class LaplacianSmoothingSGD(SmoothingOptimizer):
+    r"""SGD with momentum on gradients smoothed by the inverse of a Laplacian.
+
+    Each gradient is flattened, and as a ring of N numbers multiplied by
+
+    .. math::  A_\sigma^{-1} = (I - \sigma L)^{-1}
+
+    with L the discrete Laplacian on the ring. At the angular frequency :math:`\omega` that is a gain of
+    :math:`1 / (1 + 2 \sigma (1 - \cos \omega))`, between :math:`1 / (1 + 4 \sigma)` and 1: positive, so every step
+    descends, and the gradient's mean stays. Nothing is learnt; a loss or closure is accepted but not needed.
+
+    Args:
+        params: parameters or param groups.
+        lr: learning rate, a float or a tensor of one element.
+        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        sigma: strength, positive, in elements squared. The paper uses 1 to 3.
+
+    Raises:
+        ValueError: an option is outside its range.
+
+    Source: Osher et al., Laplacian Smoothing Gradient Descent (arXiv:1806.06317), algorithm 1.
+    """
+
+    def __init__(self, params: Any, lr: float | Tensor = 0.01, momentum: float = 0.9, sigma: float = 1.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "sigma": sigma})
+
+    def _check_options(self, options: dict[str, Any]) -> None:
+        check_number("lr", options["lr"], at_least=0)
+        check_number("momentum", options["momentum"], at_least=0, below=1)
+        if not options["sigma"] > 0:
+            raise ValueError(f"sigma must be positive, got {options['sigma']!r}")
+
+    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {}
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
+        self._descend(group, params, [smooth_on_ring(p.grad, group["sigma"]) for p in params])
+
+
+def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
+    """``(I - sigma L)^-1`` times the flattened gradient, in its shape; at least float32."""
+    flat = at_least_float32(gradient).reshape(-1)
+    if not flat.numel():
+        return flat.view(gradient.shape)
+    gain = _ring_gain(flat.numel(), sigma, flat.dtype, flat.device)
+    return torch.fft.irfft(torch.fft.rfft(flat) * gain, n=flat.numel()).view(gradient.shape)
+
+
+@lru_cache(maxsize=128)
+def _ring_gain(length: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    waves = torch.arange(length // 2 + 1, dtype=torch.float64)
+    return laplacian_response(2 * math.pi * waves / length, sigma).to(dtype).to(device)
