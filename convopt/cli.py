@@ -120,7 +120,7 @@ def _print_report(options: argparse.Namespace, experiment: Any, records: list[An
     elif rows:
         print(experiment.title)
         print(", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items()))
-        print(report.table(rows).to_string(index=False))
+        print(report.table(experiment, rows))
         print("Means over seeds with 95 % intervals; best and final on the first 1000 test pictures.")
     else:
         print(f"There are no records of {experiment.name} yet; `convopt run {experiment.name}` makes them.")

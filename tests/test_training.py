@@ -199,6 +199,6 @@ def test_with_wrong_labels_wiener_sgd_ends_above_sgd_on_the_digits():
         }
         for recipe in (experiments.WIENER_SGD, experiments.SGD)
     }
-    difference = stats.paired_difference(finals[experiments.WIENER_SGD], finals[experiments.SGD])
+    difference = stats.paired_difference(finals[experiments.WIENER_SGD], finals[experiments.SGD]).interval
     assert difference.low > 0
     assert difference.mean > 0.02

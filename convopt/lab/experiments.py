@@ -4,6 +4,7 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from scipy.stats import qmc
 
@@ -122,10 +123,15 @@ class Experiment:
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
-        for label, recipe, setting in self.arms:
-            if run == setting.run(recipe, run.dataset, run.epochs, run.seed):
-                return label
-        return None
+        key = run.dataset, run.epochs, run.seed
+        if key not in self._labels:
+            self._labels[key] = {setting.run(recipe, *key): label for label, recipe, setting in self.arms}
+        return self._labels[key].get(run)
+
+    @cached_property
+    def _labels(self) -> dict[tuple[str, int, int], dict[Run, str]]:
+        """The label of each arm's run, by data set, epochs and seed, as far as it was asked for."""
+        return {}
 
 
 WIENER_SGD = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9))
@@ -640,6 +646,7 @@ EXPERIMENTS = {
             arms=(
                 ("ConvolutionalSGD", V1, KERNEL_DEMO),
                 *LEARNED_KERNELS,
+                ("WienerSGD", WIENER_SGD, STRESS),
             ),
         ),
     )

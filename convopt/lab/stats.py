@@ -1,10 +1,14 @@
 """Statistics over seeds."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+RESAMPLES = 4999
+"""Of a bootstrap. Their random numbers are the same every time, so that tables do not flicker."""
 
 
 class Interval(NamedTuple):
@@ -14,30 +18,81 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside; False for an interval without ends."""
+        return self.low is not None and not self.low <= 0 <= self.high
+
 
 def mean_interval(values: ArrayLike) -> Interval:
-    """The mean of independent values, one per seed, with Student's t interval."""
+    """The mean of independent values, one per seed, with its bootstrap interval.
+
+    It assumes no distribution, but of ten values it is some percent too narrow: of Gaussian ones it covers the mean in
+    90 % of cases. What is called decided therefore passes a permutation test as well (see :func:`verdict`).
+
+    ValueError where there is no value. Source: BCa, Efron, Better Bootstrap Confidence Intervals (JASA 1987).
+    """
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("values must hold at least one number, got none")
     mean = float(values.mean())
     if values.size < 2:
         return Interval(mean, None, None)
-    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
-    return Interval(mean, mean - half, mean + half)
+    if np.allclose(values, mean, rtol=1e-9, atol=1e-12):  # nothing to resample but rounding
+        return Interval(mean, mean, mean)
+    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=0).confidence_interval
+    return Interval(mean, float(found.low), float(found.high))
 
 
-def paired_difference(treatment: dict[int, float], control: dict[int, float]) -> Interval:
-    """The mean over the seeds that both have of ``treatment - control``, by seed, with its interval.
+class Comparison(NamedTuple):
+    """A paired difference, treatment minus control: its interval, and the p-value of there being none."""
+
+    interval: Interval
+    p: float
+
+
+def paired_difference(treatment: dict[int, float], control: dict[int, float]) -> Comparison:
+    """The mean over the seeds that both have of ``treatment - control``, by seed, with its interval and p-value.
+
+    The p-value is that of the two-sided paired permutation test: the share of all ways to exchange treatment and
+    control within seeds that give a mean difference as large. With n seeds it is at least ``2 / 2 ** n``.
 
     ValueError if they have no seed in common.
     """
     seeds = sorted(treatment.keys() & control.keys())
-    return mean_interval([treatment[seed] - control[seed] for seed in seeds])
+    differences = np.array([treatment[seed] - control[seed] for seed in seeds])
+    interval = mean_interval(differences)
+    if len(seeds) < 2 or not differences.any():
+        return Comparison(interval, 1.0)
+    test = stats.permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=2 ** min(len(seeds), 14),
+        rng=0,
+        vectorized=True,
+    )
+    return Comparison(interval, float(test.pvalue))
 
 
-def verdict(difference: Interval, claimed: float) -> str:
-    """ "confirmed", "refuted" or "undecided": whether the interval lies on the side of zero that was claimed."""
-    if difference.low is None or difference.low <= 0 <= difference.high:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, corrected for there being several, in their order.
+
+    Source: Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979).
+    """
+    p_values = np.asarray(p_values, dtype=float)
+    order = np.argsort(p_values)
+    corrected = np.empty_like(p_values)
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)).clip(max=1)
+    return corrected.tolist()
+
+
+def verdict(difference: Interval, p: float, claimed: float) -> str:
+    """Whether the difference is on the side of zero that was claimed: "confirmed", "refuted" or "undecided".
+
+    It is decided where the interval excludes zero and ``p``, corrected for all claims that are judged together, is
+    below 0.05.
+    """
+    if not difference.excludes_zero or p >= 0.05:
         return "undecided"
     return "confirmed" if (difference.mean > 0) == (claimed > 0) else "refuted"

@@ -1,0 +1,73 @@
+"""What a notebook asks of an experiment: its records, trained where they are missing, and their tables."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from convopt.lab import experiments, report, sweep, workspace
+from convopt.lab.experiments import Experiment
+from convopt.lab.records import Record
+from convopt.lab.report import MEASURES, Table
+from convopt.lab.stats import Comparison, paired_difference
+
+
+class Study:
+    """Experiments with the parameters of one notebook.
+
+    Args:
+        dataset: "mnist" or "digits".
+        seeds: paired seeds 0 to ``seeds - 1``; 0 takes each experiment's own.
+        epochs: passes over the training pictures; 0 takes each experiment's own.
+        store: folder of records; "" takes the published ones and adds new runs to ./runs.
+        jobs: worker processes; 0 takes one per core.
+
+    Attributes:
+        records: of all experiments that were asked for, in that order.
+    """
+
+    def __init__(self, dataset: str, seeds: int, epochs: int, store: str, jobs: int):
+        self._dataset, self._epochs, self._jobs = dataset, epochs or None, jobs or None
+        self._seeds = range(seeds) if seeds else None
+        self._store = workspace.open_store(store)
+        self.records: list[Record] = []
+
+    def __call__(self, name: str) -> "Results":
+        """The results of the experiment called ``name``. ValueError lists the known ones."""
+        experiment = experiments.find(name)
+        runs = experiment.runs(self._dataset, self._seeds, self._epochs)
+        results = Results(experiment, sweep.sweep(runs, self._store, self._jobs))
+        self.records += results.records
+        return results
+
+
+class Results:
+    """An experiment's records and the tables and arms that they make."""
+
+    def __init__(self, experiment: Experiment, records: list[Record]):
+        self.experiment = experiment
+        self.records = records
+
+    @cached_property
+    def arms(self) -> dict[str, list[Record]]:
+        """Records by label, in the experiment's order."""
+        return report.by_label(self.experiment, self.records)
+
+    def where(self, **condition: object) -> "Results":
+        """Those whose runs have these values, of ``batch_size`` or ``label_noise`` for example."""
+        chosen = [r for r in self.records if all(getattr(r.run, name) == value for name, value in condition.items())]
+        return Results(self.experiment, chosen)
+
+    def table(self, *measures: str) -> Table:
+        """A row per arm and condition; without ``measures``, best, final, stability and confirmation."""
+        rows = report.rows(self.experiment, self.records)
+        return report.table(self.experiment, rows, measures or (*MEASURES, "confirmation"))
+
+    def differences(
+        self, pairs: Iterable[tuple[str, str]], measures: Sequence[str] = ("best", "final", "confirmation"), **options
+    ) -> Table:
+        """Paired differences between arms, see ``report.differences``."""
+        return report.differences(self.experiment, self.records, pairs, measures, **options)
+
+    def difference(self, treatment: str, control: str, measure: str = "final") -> Comparison:
+        """The paired difference between two arms that have one condition."""
+        by_seed = [report.by_seed(self.arms[label], measure) for label in (treatment, control)]
+        return paired_difference(*by_seed)
