@@ -80,9 +80,10 @@ def smooth_over_pixels(
         weight: of the layer that takes the flattened pictures.
         grid: pixels along height and width.
         kernel: a name of ``NAMED_KERNELS``.
-        size: taps along each axis, odd, at most the shorter side of the grid.
+        size: taps along each axis, odd; a kernel that does not fit the grid is made as large as it can be.
     """
-    gain = kernel_gain(NAMED_KERNELS[kernel](size, 2), grid)
+    largest = min(grid) - 1 + min(grid) % 2
+    gain = kernel_gain(NAMED_KERNELS[kernel](min(size, largest), 2), grid)
 
     def smooth(*_: Any) -> None:
         smoothed = apply_gain(weight.grad.view(-1, *grid), gain).view_as(weight)

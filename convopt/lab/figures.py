@@ -16,8 +16,9 @@ from torch import Tensor
 
 from convopt.lab import probes
 from convopt.lab.records import Record, finished
-from convopt.lab.report import by_seed
-from convopt.lab.stats import mean_interval
+from convopt.lab.report import HEADINGS, Table, by_seed, measured
+from convopt.lab.stats import Interval, mean_interval
+from convopt.lab.study import Results
 from convopt.theory import kernels, snr
 from convopt.theory.smoothing import smooth
 from convopt.theory.spectrum import make_bands
@@ -102,6 +103,103 @@ def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> 
         axes.set(xlabel=AXIS_LABELS[measure])
         axes.set_yticks(range(len(labels)), labels)
     panels[0][0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
+    """A dot with its 95 % interval for each row of a table, a panel per column that holds intervals.
+
+    ``columns`` are headings; without any, all such columns are shown. Of differences, zero is marked.
+    """
+    frame = table.frame
+    columns = columns or [name for name in frame if any(isinstance(value, Interval) for value in frame[name])]
+    index = frame[list(frame.columns[: table.index])].astype(str)
+    labels = index.agg(", ".join, axis=1)
+    shades = colours(dict.fromkeys(index.iloc[:, -1]))
+    figure, panels = plt.subplots(
+        1, len(columns), figsize=(3.6 + 2.9 * len(columns), 0.26 * len(frame) + 1.2), sharey=True, squeeze=False
+    )
+    for column, axes in zip(columns, panels[0], strict=True):
+        for row, (value, name) in enumerate(zip(frame[column], index.iloc[:, -1], strict=True)):
+            if not isinstance(value, Interval):
+                continue
+            colour = shades[name] if table.index > 1 else OKABE_ITO[6]
+            axes.plot(value.mean, row, "o", color=colour, markersize=6)
+            if value.low is not None:
+                axes.plot([value.low, value.high], [row, row], color=colour, linewidth=2.5)
+        for row in _block_ends(index):
+            axes.axhline(row + 0.5, color="grey", linewidth=0.6)
+        if table.signed:
+            axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=column)
+    panels[0][0].set_yticks(range(len(labels)), labels)
+    panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
+    return figure
+
+
+def _block_ends(index: pd.DataFrame) -> list[int]:
+    """The rows after which a new block begins: of equal conditions or, where these alternate, of equal labels."""
+    keys = index.iloc[:, :-1].agg(", ".join, axis=1) if index.shape[1] > 1 else pd.Series("", index=index.index)
+    for column in (keys, index.iloc[:, -1]):
+        ends = [row for row in range(len(index) - 1) if column.iloc[row] != column.iloc[row + 1]]
+        if len(ends) < len(index) - 1:
+            return ends
+    return []
+
+
+def trends(results: Results, condition: str, measures: Sequence[str], xlabel: str, logarithmic: bool = False) -> Figure:
+    """Measures against a numeric condition of the runs: seeds as faint dots, a line through means with intervals.
+
+    Args:
+        results: of an experiment whose arms recur at several values of the condition.
+        condition: an attribute of ``Run``, "batch_size" for example.
+        measures: a panel each.
+        xlabel: what the condition is.
+        logarithmic: whether its axis is, to the base of 2.
+    """
+    figure, panels = plt.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.8), squeeze=False)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        for label, colour in colours(results.arms).items():
+            at: dict[float, list[Record]] = {}
+            for record in results.arms[label]:
+                at.setdefault(getattr(record.run, condition), []).append(record)
+            values = {x: list(by_seed(at[x], measure).values()) for x in sorted(at)}
+            found = {x: mean_interval(of_x) for x, of_x in values.items() if of_x}
+            means = [interval.mean for interval in found.values()]
+            axes.plot(list(found), means, "o-", color=colour, markersize=5, label=label)
+            for x, interval in found.items():
+                axes.scatter([x] * len(values[x]), values[x], color=colour, alpha=0.2, s=9, linewidths=0)
+                if interval.low is not None:
+                    axes.plot([x, x], [interval.low, interval.high], color=colour, linewidth=2)
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({getattr(record.run, condition) for record in results.records}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=xlabel, ylabel=HEADINGS[measure])
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def searches(results: Results, title: str) -> Figure:
+    """Validation accuracy of each trial against its learning rate, a small panel per arm; the best is filled."""
+    arms = {label: finished(records) for label, records in results.arms.items()}
+    columns = 5
+    rows = -(-len(arms) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(13, 2.1 * rows), sharey=True, squeeze=False)
+    best = max(measured(record, "validation") for records in arms.values() for record in records)
+    for (label, records), axes in zip(arms.items(), panels.flat, strict=False):
+        rates = [dict(record.run.optimizer.options)["lr"] for record in records]
+        accuracies = [measured(record, "validation") for record in records]
+        axes.semilogx(rates, accuracies, "o", color=OKABE_ITO[6], fillstyle="none")
+        winner = int(np.argmax(accuracies))
+        axes.semilogx(rates[winner], accuracies[winner], "o", color=OKABE_ITO[4])
+        axes.axhline(best, color="grey", linewidth=0.8)
+        axes.set_title(label, fontsize=9)
+    for axes in panels.flat[len(arms) :]:
+        axes.set_visible(False)
+    figure.supxlabel("learning rate")
+    figure.supylabel("validation accuracy (%)")
     figure.suptitle(title)
     return figure
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from convopt.lab.experiments import Experiment
+from convopt.lab.experiments import RIVALS, Experiment
 from convopt.lab.records import Record, finished
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval, holm, mean_interval, paired_difference, verdict
@@ -81,7 +81,7 @@ def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, An
     on test pictures kept apart, or None for a data set without; what else ``HEADINGS`` names, or None where it does not
     apply; ``seconds_per_epoch`` of training, evaluation apart. An interval of fewer than two runs has no ends.
     """
-    return [_row(label, condition, arm) for (label, condition), arm in _arms(experiment, records).items()]
+    return [_row(label, shared, arm) for (label, shared), arm in _arms(experiment, records).items()]
 
 
 def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, tuple], list[Record]]:
@@ -89,30 +89,24 @@ def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, 
     arms: dict[tuple[str, tuple], list[Record]] = {}
     for label, arm in by_label(experiment, records).items():
         for record in arm:
-            arms.setdefault((label, _condition(record.run)), []).append(record)
+            arms.setdefault((label, tuple(condition(record.run).items())), []).append(record)
     # Stable: arms keep their order.
     return dict(sorted(arms.items(), key=lambda item: [value for _, value in item[0][1]]))
 
 
-def _condition(run: Run) -> tuple[tuple[str, Any], ...]:
-    return (
-        ("dataset", run.dataset),
-        ("model", run.model.name),
-        ("batch_size", run.batch_size),
-        ("label_noise", run.label_noise),
-        ("n_train", run.n_train),
-        ("epochs", run.epochs),
-        ("pixels", run.pixels),
-        ("gradient_noise", run.gradient_noise),
-        ("adversary", "none" if run.adversary is None else f"{run.adversary.name}, {run.adversary.options[0][1]:g}"),
-    )
+def condition(run: Run) -> dict[str, Any]:
+    """What a run shares with those that it is compared with: everything but recipe and seed."""
+    adversary = "none" if run.adversary is None else f"{run.adversary.name}, {dict(run.adversary.options)['epsilon']:g}"
+    names = ("dataset", "model", "batch_size", "label_noise", "n_train", "epochs", "pixels", "gradient_noise")
+    told = {name: getattr(run, name) for name in names}
+    return {**told, "model": run.model.name, "adversary": adversary}
 
 
-def _row(label: str, condition: tuple, records: list[Record]) -> dict[str, Any]:
+def _row(label: str, shared: tuple, records: list[Record]) -> dict[str, Any]:
     done = finished(records)
     row: dict[str, Any] = {
         "optimizer": label,
-        "condition": dict(condition),
+        "condition": dict(shared),
         "n": len(done),
         "diverged": len(records) - len(done),
     }
@@ -120,6 +114,11 @@ def _row(label: str, condition: tuple, records: list[Record]) -> dict[str, Any]:
         values = [value for record in done if (value := measured(record, measure)) is not None]
         row[measure] = mean_interval(values)._asdict() if values else None
     return row
+
+
+def seconds(record: Record) -> float:
+    """How long the run took."""
+    return sum(record.curves.get("seconds_training", [])) + sum(record.curves.get("seconds_evaluation", []))
 
 
 def measured(record: Record, measure: str) -> float | None:
@@ -130,8 +129,7 @@ def measured(record: Record, measure: str) -> float | None:
     if measure == "stability":
         return record.stability
     if measure == "seconds_per_epoch":
-        seconds = record.curves["seconds_training"]
-        return sum(seconds) / len(seconds)
+        return float(np.mean(record.curves["seconds_training"]))
     if measure == "confirmation":
         accuracy = record.confirmation_accuracy
     elif measure in ("validation", "fgsm", "pgd"):
@@ -150,14 +148,18 @@ def by_seed(records: Iterable[Record], measure: str) -> dict[int, float]:
 def claims(experiment: Experiment, records: Iterable[Record]) -> Table:
     """What was claimed of the experiment against what was measured, with a verdict for each claim."""
     arms = by_label(experiment, records)
-    measured_differences = [
-        paired_difference(by_seed(arms[claim.treatment], claim.measure), by_seed(arms[claim.control], claim.measure))
-        for claim in experiment.claims
-    ]
+    measured_differences = []
+    for claim in experiment.claims:
+        both = [
+            [record for record in arms[label] if claim.batch_size in (None, record.run.batch_size)]
+            for label in (claim.treatment, claim.control)
+        ]
+        measured_differences.append(paired_difference(*[by_seed(arm, claim.measure) for arm in both]))
     corrected = holm([difference.p for difference in measured_differences])
     rows = [
         {
-            "claim": f"{claim.treatment} against {claim.control}",
+            "claim": f"{claim.treatment} against {claim.control}"
+            + (f", batch {claim.batch_size}" if claim.batch_size else ""),
             "measure": HEADINGS[claim.measure],
             "claimed": f"{claim.difference:+g}",
             "measured": difference.interval,
@@ -188,11 +190,11 @@ def differences(
     arms = _arms(experiment, records)
     rows, p_values = [], []
     for treatment, control in pairs:
-        for condition in dict.fromkeys(condition for _, condition in arms):
-            both = [arms.get((label, condition), []) for label in (treatment, control)]
+        for shared in dict.fromkeys(shared for _, shared in arms):
+            both = [arms.get((label, shared), []) for label in (treatment, control)]
             if not all(both):
                 continue
-            row: dict[str, Any] = {"difference": f"{treatment} minus {control}", **dict(condition)}
+            row: dict[str, Any] = {**dict(shared), "difference": f"{treatment} minus {control}"}
             for measure in measures:
                 values = [by_seed(arm, measure) for arm in both]
                 comparison = paired_difference(*values) if values[0].keys() & values[1].keys() else None
@@ -201,11 +203,12 @@ def differences(
                     p_values.append(comparison.p if comparison else 1.0)
             rows.append(row)
     frame = pd.DataFrame(rows)
+    varying = []
     if rows:
         frame[f"p, Holm ({tested})"] = holm(p_values)
-        frame = frame.drop(columns=[name for name, _ in condition if frame[name].nunique() == 1])
-    varying = [name for name, _ in condition if name in frame] if rows else []
-    frame = frame[[*varying, *(name for name in frame if name not in varying)]]
+        conditions = list(dict(shared))
+        frame = frame.drop(columns=[name for name in conditions if frame[name].nunique() == 1])
+        varying = [name for name in conditions if name in frame]
     return Table(frame, f"{experiment.name}-differences", signed=True, index=1 + len(varying))
 
 
@@ -227,6 +230,64 @@ def tuning(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     table = pd.DataFrame(rows).pivot_table(index=["setting", "optimizer"], columns="lr", values="accuracy", sort=False)
     table = table.sort_index(axis=1)
     return table.assign(chosen=table.idxmax(axis=1))
+
+
+def chosen(experiment: Experiment, records: Iterable[Record]) -> Table:
+    """Of a random search, whose arms are rivals and whose runs are trials, each rival's best trial."""
+    rows = []
+    for label, arm in by_label(experiment, records).items():
+        best = best_trial(arm)
+        rows.append(
+            {
+                "rival": label,
+                "learning rate": dict(best.run.optimizer.options)["lr"],
+                "options": ", ".join(f"{name} {value:g}" for name, value in searched(label, best.run).items()),
+                "validation acc. (%)": Interval(measured(best, "validation"), None, None),
+                "trials": str(len(arm)),
+            }
+        )
+    return Table(pd.DataFrame(rows), experiment.name)
+
+
+def best_trial(trials: Iterable[Record]) -> Record:
+    """The record with the best final validation accuracy among those that did not diverge."""
+    return max(finished(trials), key=lambda record: measured(record, "validation"))
+
+
+def searched(label: str, run: Run) -> dict[str, Any]:
+    """The options that the rival's search draws, beside the learning rate, and their values in ``run``."""
+    values = {}
+    for name, _ in RIVALS[label].options:
+        part, _, option = name.rpartition(".")
+        values[option] = dict(getattr(run, part or "optimizer").options)[option]
+    return values
+
+
+def costs(experiment: Experiment, records: Iterable[Record], target: float) -> Table:
+    """For each arm the milliseconds of a training step and the seconds of training to an accuracy, over seeds.
+
+    ``target`` is a test accuracy in percent that an epoch must end with. Of runs that never do, the last column counts.
+    """
+    rows = []
+    for label, arm in by_label(experiment, records).items():
+        done = finished(arm)
+        steps_per_epoch = arm[0].run.n_train // arm[0].run.batch_size
+        steps = [1000 * measured(record, "seconds_per_epoch") / steps_per_epoch for record in done]
+        times = [time for record in done if (time := _time_to(record, target)) is not None]
+        rows.append(
+            {
+                "optimizer": label,
+                "ms per training step": mean_interval(steps),
+                f"seconds to {target:g} %": mean_interval(times) if times else None,
+                "runs that reach it": f"{len(times)} of {len(done)}",
+            }
+        )
+    return Table(pd.DataFrame(rows), f"{experiment.name}-costs")
+
+
+def _time_to(record: Record, target: float) -> float | None:
+    reached = [epoch for epoch, accuracy in enumerate(record.curves["test_accuracy"], 1) if 100 * accuracy >= target]
+    return sum(record.curves["seconds_training"][: reached[0]]) if reached else None
 
 
 def by_label(experiment: Experiment, records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -7,7 +7,6 @@ from convopt.lab import experiments, report, sweep, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record
 from convopt.lab.report import MEASURES, Table
-from convopt.lab.stats import Comparison, paired_difference
 
 
 class Study:
@@ -38,6 +37,11 @@ class Study:
         self.records += results.records
         return results
 
+    @property
+    def minutes(self) -> float:
+        """How long the runs of all records took, one after the other."""
+        return sum(map(report.seconds, {record.run: record for record in self.records}.values())) / 60
+
 
 class Results:
     """An experiment's records and the tables and arms that they make."""
@@ -52,8 +56,8 @@ class Results:
         return report.by_label(self.experiment, self.records)
 
     def where(self, **condition: object) -> "Results":
-        """Those whose runs have these values, of ``batch_size`` or ``label_noise`` for example."""
-        chosen = [r for r in self.records if all(getattr(r.run, name) == value for name, value in condition.items())]
+        """Those whose conditions have these values, ``model="ConvNet"`` for example (see ``report.condition``)."""
+        chosen = [r for r in self.records if condition.items() <= report.condition(r.run).items()]
         return Results(self.experiment, chosen)
 
     def table(self, *measures: str) -> Table:
@@ -66,8 +70,3 @@ class Results:
     ) -> Table:
         """Paired differences between arms, see ``report.differences``."""
         return report.differences(self.experiment, self.records, pairs, measures, **options)
-
-    def difference(self, treatment: str, control: str, measure: str = "final") -> Comparison:
-        """The paired difference between two arms that have one condition."""
-        by_seed = [report.by_seed(self.arms[label], measure) for label in (treatment, control)]
-        return paired_difference(*by_seed)
