@@ -23,10 +23,20 @@ class SmoothingOptimizer(Optimizer, ABC):
     A kernel that several parameters share lives in its param group and one kernel per parameter in
     ``state[p]``, so that both survive ``state_dict``, pickle and deepcopy. They stay float32 whatever the
     parameters' dtype: a step of a kernel is below the resolution of half precision.
+
+    ``momentum``, ``weight_decay``, ``nesterov`` and ``maximize`` are those of torch.optim.SGD, without dampening.
+    Weight decay is added to the smoothed gradient: it is no noise that smoothing should remove.
     """
 
     _float32_state: tuple[str, ...] = ()
     _shared_kernels: tuple[str, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Checkpoints and pickles from before an option existed get its default."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not name are the defaults. ValueError names an option that is invalid."""
@@ -89,8 +99,12 @@ class SmoothingOptimizer(Optimizer, ABC):
     def _check_options(self, options: dict[str, Any]) -> None:
         check_number("lr", options["lr"], at_least=0)
         check_number("momentum", options["momentum"], at_least=0, below=1)
-        check_size(options["kernel_size"])
-        initial_kernel(options["kernel_init"], options["kernel_size"], ndim=1)
+        check_number("weight_decay", options["weight_decay"], at_least=0)
+        if options["nesterov"] and not options["momentum"]:
+            raise ValueError("nesterov needs a momentum, got momentum 0")
+        if "kernel_size" in options:
+            check_size(options["kernel_size"])
+            initial_kernel(options["kernel_init"], options["kernel_size"], ndim=1)
 
     def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
         """What all parameters of a group share, to be kept in the group."""
@@ -103,8 +117,12 @@ class SmoothingOptimizer(Optimizer, ABC):
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None: ...
 
     def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
-        """One step of SGD with momentum along ``directions``, as torch.optim.SGD does it."""
+        """One step of SGD along ``directions``, which may be the gradients themselves, as torch.optim.SGD does it."""
         directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
+        if group["maximize"]:
+            directions = list(torch._foreach_neg(directions))
+        if group["weight_decay"]:
+            directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
         if group["momentum"]:
             for p in params:
                 if "momentum_buffer" not in self.state[p]:
@@ -112,7 +130,8 @@ class SmoothingOptimizer(Optimizer, ABC):
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, directions)
-            directions = buffers
+            nesterov = group["nesterov"]
+            directions = torch._foreach_add(directions, buffers, alpha=group["momentum"]) if nesterov else buffers
         lr = group["lr"]
         if isinstance(lr, Tensor):
             torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))

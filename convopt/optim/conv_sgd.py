@@ -18,12 +18,13 @@ class ConvolutionalSGD(SmoothingOptimizer):
         W \leftarrow \begin{cases} W + \eta_W e_{centre} & \text{if the loss fell since the last step} \\
         0.9\, W + 0.1\, U & \text{otherwise} \end{cases}, \qquad W \leftarrow W / \textstyle\sum_i W_i
 
-    with U the uniform kernel. Without a loss the kernel stays as it is.
+    with U the uniform kernel (with ``maximize``, where the loss rose). Without a loss the kernel stays as it is.
 
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
-        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
+            smoothing.
         kernel_size: taps, odd.
         kernel_lr: by how much the centre tap grows after a step whose loss fell.
         kernel_init: "uniform", another name of ``NAMED_KERNELS``, or a tensor of ``kernel_size`` taps.
@@ -42,6 +43,9 @@ class ConvolutionalSGD(SmoothingOptimizer):
         kernel_size: int = 5,
         kernel_lr: float = 0.001,
         kernel_init: str | Tensor = "uniform",
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
     ):
         super().__init__(
             params,
@@ -51,6 +55,9 @@ class ConvolutionalSGD(SmoothingOptimizer):
                 "kernel_size": kernel_size,
                 "kernel_lr": kernel_lr,
                 "kernel_init": kernel_init,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
             },
         )
 
@@ -72,8 +79,9 @@ class ConvolutionalSGD(SmoothingOptimizer):
         self._descend(group, params, smooth_flattened([p.grad for p in params], group["kernel_size"], kernel))
         if loss is not None:
             if group["previous_loss"] is not None:
-                fell = loss < group["previous_loss"]
-                group["kernel"] = adapt_to_loss(kernel, fell, group["kernel_lr"])
+                change = loss - group["previous_loss"]
+                improved = change > 0 if group["maximize"] else change < 0
+                group["kernel"] = adapt_to_loss(kernel, improved, group["kernel_lr"])
             group["previous_loss"] = loss
 
 

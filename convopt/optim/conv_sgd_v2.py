@@ -39,7 +39,8 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
-        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
+            smoothing.
         kernel_size: taps along each axis, odd.
         kernel_lr: learning rate of the logits.
         kernel_init: "gaussian" (logits are its log), another name of ``NAMED_KERNELS``, or a tensor of
@@ -68,6 +69,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         loss_weights: tuple[float, float, float] = (0.5, 1.0, 0.0),
         noise_estimation_momentum: float = 0.99,
         kernel_update_every: int = 5,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
     ):
         super().__init__(
             params,
@@ -80,6 +84,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
                 "loss_weights": loss_weights,
                 "noise_estimation_momentum": noise_estimation_momentum,
                 "kernel_update_every": kernel_update_every,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
             },
         )
 

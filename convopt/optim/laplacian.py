@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, check_number
+from convopt.optim._base import SmoothingOptimizer
 from convopt.theory.kernels import laplacian_response
 from convopt.theory.smoothing import at_least_float32
 
@@ -26,7 +26,8 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
-        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
+            smoothing.
         sigma: strength, positive, in elements squared. The paper uses 1 to 3.
 
     Raises:
@@ -35,12 +36,30 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
     Source: Osher et al., Laplacian Smoothing Gradient Descent (arXiv:1806.06317), algorithm 1.
     """
 
-    def __init__(self, params: Any, lr: float | Tensor = 0.01, momentum: float = 0.9, sigma: float = 1.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "sigma": sigma})
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 0.01,
+        momentum: float = 0.9,
+        sigma: float = 1.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "sigma": sigma,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
+            },
+        )
 
     def _check_options(self, options: dict[str, Any]) -> None:
-        check_number("lr", options["lr"], at_least=0)
-        check_number("momentum", options["momentum"], at_least=0, below=1)
+        super()._check_options(options)
         if not options["sigma"] > 0:
             raise ValueError(f"sigma must be positive, got {options['sigma']!r}")
 

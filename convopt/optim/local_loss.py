@@ -30,7 +30,8 @@ class LocalLossConvSGD(SmoothingOptimizer):
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
-        momentum: in [0, 1), as in torch.optim.SGD without dampening.
+        momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
+            smoothing.
         kernel_size: taps, odd.
         local_lr: learning rate of the kernels.
         lambd: :math:`\lambda`, the weight of the variance, in units of 1 / gradient squared.
@@ -51,6 +52,9 @@ class LocalLossConvSGD(SmoothingOptimizer):
         local_lr: float = 0.001,
         lambd: float = 0.1,
         kernel_init: str | Tensor = "uniform",
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        maximize: bool = False,
     ):
         super().__init__(
             params,
@@ -61,6 +65,9 @@ class LocalLossConvSGD(SmoothingOptimizer):
                 "local_lr": local_lr,
                 "lambd": lambd,
                 "kernel_init": kernel_init,
+                "weight_decay": weight_decay,
+                "nesterov": nesterov,
+                "maximize": maximize,
             },
         )
 
