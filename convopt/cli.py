@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,13 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; the exit status: 0, 1 for a failure, 2 for a bad argument, 130 when interrupted."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
+    warnings.formatwarning = lambda message, *_: f"convopt: warning: {message}\n"
     try:
         return options.command(options)
     except ModuleNotFoundError as error:
         return _complain(f"{error}. The experiments need more than the optimizers: pip install 'convopt[lab]'", 1)
     except (ValueError, FileNotFoundError) as error:
         return _complain(str(error), 2)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted; finished runs are kept, the same command goes on from there", 130)
@@ -48,8 +50,8 @@ def _make_parser() -> _Parser:
     run.add_argument("--seeds", type=_positive, metavar="N", help="paired seeds 0 to N-1; default: the experiment's")
     run.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
     _add_store(run)
-    run.add_argument("--jobs", type=_positive, metavar="N", help="worker processes; default: one per core")
-    run.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler to use in their place")
+    _add_workers(run, jobs=None)
+    run.add_argument("--retry-failed", action="store_true", help="also train what failed in an earlier sweep")
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="print an experiment's table from records")
@@ -84,6 +86,16 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_workers(parser: argparse.ArgumentParser, jobs: int | None) -> None:
+    default = jobs or "one per core"
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", default=jobs, help=f"worker processes; default: {default}"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler to use in their place: tcp://host:8786"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
@@ -96,7 +108,8 @@ def _run(options: argparse.Namespace) -> int:
     experiment = experiments.find(options.experiment)
     store = workspace.open_store(options.store)
     runs = experiment.runs(options.dataset, range(options.seeds or experiment.seeds or 10), options.epochs)
-    _print_report(options, experiment, sweep.sweep(runs, store, options.jobs, options.scheduler))
+    records = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
+    _print_report(options, experiment, records)
     return 0
 
 
