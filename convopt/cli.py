@@ -67,10 +67,17 @@ def _make_parser() -> _Parser:
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
     notebooks.add_argument("--profile", choices=("published", "quick"), default="published", help="default: published")
     notebooks.add_argument(
-        "-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="may be repeated"
+        "-p",
+        "--parameter",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="may be repeated; several values of one make a grid",
     )
     notebooks.add_argument("--output", type=Path, default=Path("executed"), metavar="DIR", help="default: executed")
     notebooks.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="per cell; default: 7200")
+    _add_workers(notebooks, jobs=1)
     notebooks.set_defaults(command=_notebooks)
     return parser
 
@@ -159,8 +166,11 @@ def _notebooks(options: argparse.Namespace) -> int:
     from convopt.lab import notebooks
 
     names = [name.removesuffix(".ipynb") for name in options.names]
-    given = dict(options.parameter)
-    notebooks.execute_all(names, given, options.profile, options.output.resolve(), options.timeout)
+    given: dict[str, list[str]] = {}
+    for name, value in options.parameter:
+        given.setdefault(name, []).append(value)
+    output = options.output.resolve()
+    notebooks.execute_all(names, given, options.profile, output, options.timeout, options.jobs, options.scheduler)
     return 0
 
 

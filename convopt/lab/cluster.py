@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -28,12 +29,12 @@ def completed(
     scheduler: str | None = None,
     unit: str = "run",
 ) -> Iterator[Result]:
-    """The results of ``function`` for each of ``items``, as they come, with a progress bar.
+    """The results of ``function`` for each of ``items``, as they come, with a progress bar where there are several.
 
     What a dying worker had in hand is done again by another one.
 
     Args:
-        function: importable; its arguments and results can be pickled.
+        function: importable; its arguments and results can be pickled. A process calls it for one item at a time.
         items: one argument each.
         jobs: worker processes of one thread each; None takes one per core. With 1, or where there is one item only,
             everything happens in this process, in order.
@@ -63,7 +64,7 @@ def available_cores() -> int:
 def _with_progress(results: Iterable[Result], total: int, unit: str) -> Iterator[Result]:
     # Rarely where nobody watches a terminal.
     interval = 0.1 if sys.stderr.isatty() else 30.0
-    yield from tqdm(results, total=total, desc=f"{unit}s", unit=unit, disable=not total, mininterval=interval)
+    yield from tqdm(results, total=total, desc=f"{unit}s", unit=unit, disable=total < 2, mininterval=interval)
 
 
 def _on_cluster(
@@ -78,7 +79,7 @@ def _on_cluster(
     with _connect(scheduler) if scheduler else _local(workers) as client:
         if not client.scheduler_info()["workers"]:
             print(f"{scheduler} has no workers yet; waiting for some", file=sys.stderr)
-        for future in as_completed([client.submit(function, item) for item in items]):
+        for future in as_completed([client.submit(_alone, function, item) for item in items]):
             try:
                 result = future.result()
             except KilledWorker:
@@ -93,6 +94,17 @@ def _on_cluster(
         raise ClusterError(
             f"{lost} of {len(items)} given up, as several workers died of each (out of memory?); the others are done"
         )
+
+
+# Of a worker with several threads. Training seeds torch's global generator for a moment, and papermill has one event
+# loop per process.
+_lock = threading.Lock()
+
+
+def _alone(function: Callable[[Item], Result], item: Item) -> Result:
+    """``function(item)``, one at a time in a process."""
+    with _lock:
+        return function(item)
 
 
 def _connect(scheduler: str) -> "Client":

@@ -1,6 +1,5 @@
 """Running many runs on all cores or on a Dask cluster, resumable after any interruption."""
 
-import threading
 from collections.abc import Iterable
 from contextlib import closing
 
@@ -79,17 +78,11 @@ def _call(choice: Choice) -> str:
     return f"{choice.name}({', '.join(f'{name}={value}' for name, value in choice.options)})"
 
 
-# Training seeds torch's global generator for a moment and sets the number of threads: a worker with several threads
-# must still train one run at a time.
-_alone = threading.Lock()
-
-
 def _attempt(run: Run) -> Record | Failure:
     """The outcome of training ``run``, which it may be to fail."""
-    with _alone:
-        try:
-            return train(run)
-        except DataError:
-            raise
-        except Exception as error:
-            return Failure.of(run, error)
+    try:
+        return train(run)
+    except DataError:
+        raise
+    except Exception as error:
+        return Failure.of(run, error)
