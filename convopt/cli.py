@@ -59,6 +59,13 @@ def _make_parser() -> _Parser:
     _add_store(report)
     report.set_defaults(command=_report)
 
+    records = commands.add_parser("records", help="look after records")
+    check = records.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser).add_parser(
+        "check", help="list records that are corrupt, orphaned, of other data or of an unknown configuration"
+    )
+    _add_store(check)
+    check.set_defaults(command=_check_records)
+
     publish = commands.add_parser("publish", help="write the table of published runs from a store")
     publish.add_argument("--store", metavar="DIR", default="runs", help="default: runs")
     publish.set_defaults(command=_publish)
@@ -124,10 +131,29 @@ def _report(options: argparse.Namespace) -> int:
     from convopt.lab import experiments, workspace
 
     experiment = experiments.find(options.experiment)
-    if options.store and not Path(options.store).is_dir():
-        raise ValueError(f"store must be a folder of records, got {options.store!r}")
+    _check_store(options.store)
     _print_report(options, experiment, workspace.open_store(options.store).records())
     return 0
+
+
+def _check_store(folder: str | None) -> None:
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"store must be a folder of records, got {folder!r}")
+
+
+def _check_records(options: argparse.Namespace) -> int:
+    from convopt.lab import check, data, workspace
+
+    _check_store(options.store)
+    store = Path(options.store or workspace.RUNS)
+    checked, findings = check.check(store, None if options.store else workspace.published_table())
+    for fault, said in findings:
+        print(f"{fault}: {said}")
+    counts = [f"{sum(fault == found for found, _ in findings)} {fault}" for fault in check.FAULTS]
+    print(f"{checked} records checked: {', '.join(counts)}.")
+    if not data.is_at_hand("mnist"):
+        print("MNIST is not at hand (see CONVOPT_DATA); the checksums of its records were not compared.")
+    return 1 if findings else 0
 
 
 def _print_report(options: argparse.Namespace, experiment: Any, records: list[Any]) -> None:

@@ -9,6 +9,10 @@ PUBLISHED = Path("book/records/published.parquet")
 """The table of published runs inside the project folder."""
 
 
+RUNS = Path("runs")
+"""The store of one's own runs, in the current folder."""
+
+
 def project_folder() -> Path:
     """The checkout with the notebooks and the book: the current folder or a parent, else where convopt lies.
 
@@ -26,10 +30,13 @@ def project_folder() -> Path:
 
 def open_store(folder: str | Path | None = None) -> Store:
     """The store in ``folder``; without one, ``./runs`` for new runs on top of the published records."""
-    if folder:
-        return Store(folder)
+    return Store(folder) if folder else Store(RUNS, published=published_table())
+
+
+def published_table() -> Path | None:
+    """Where the table of published runs is; None without a project folder or a table in it."""
     try:
-        published = project_folder() / PUBLISHED
+        table = project_folder() / PUBLISHED
     except FileNotFoundError:
-        published = None
-    return Store("runs", published=published)
+        return None
+    return table if table.exists() else None
