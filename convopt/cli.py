@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import math
+import random
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,7 +54,7 @@ def _make_parser() -> _Parser:
     run.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
     _add_store(run)
     _add_workers(run, jobs=None)
-    run.add_argument("--retry-failed", action="store_true", help="also train what failed in an earlier sweep")
+    _add_retry(run)
     run.set_defaults(command=_run)
 
     report = commands.add_parser("report", help="print an experiment's table from records")
@@ -69,6 +72,27 @@ def _make_parser() -> _Parser:
     publish = commands.add_parser("publish", help="write the table of published runs from a store")
     publish.add_argument("--store", metavar="DIR", default="runs", help="default: runs")
     publish.set_defaults(command=_publish)
+
+    verify = commands.add_parser("verify", help="train some published runs again and compare")
+    verify.add_argument("--sample", type=_positive, metavar="N", required=True, help="how many, drawn at random")
+    verify.add_argument("--experiment", metavar="EXPERIMENT", help="draw from its runs only")
+    verify.add_argument("--seed", type=int, metavar="S", help="of the draw; default: a new one, which is printed")
+    verify.add_argument(
+        "--max-seconds", type=_positive, metavar="T", default=math.inf, help="leave out what took longer; default: none"
+    )
+    _add_workers(verify, jobs=None)
+    verify.set_defaults(command=_verify)
+
+    reproduce = commands.add_parser("reproduce", help="train all published runs anew and print the differences")
+    reproduce.add_argument(
+        "--experiment", action="append", metavar="EXPERIMENT", help="only this one; may be repeated; default: all"
+    )
+    reproduce.add_argument(
+        "--store", metavar="DIR", default="runs/reproduced", help="where new records go; default: runs/reproduced"
+    )
+    _add_workers(reproduce, jobs=None)
+    _add_retry(reproduce)
+    reproduce.set_defaults(command=_reproduce)
 
     notebooks = commands.add_parser("notebooks", help="execute notebooks with papermill")
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
@@ -108,6 +132,10 @@ def _add_workers(parser: argparse.ArgumentParser, jobs: int | None) -> None:
     parser.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler to use in their place: tcp://host:8786"
     )
+
+
+def _add_retry(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retry-failed", action="store_true", help="also train what failed in an earlier sweep")
 
 
 def _positive(text: str) -> int:
@@ -185,6 +213,42 @@ def _publish(options: argparse.Namespace) -> int:
         )
     records.write_table(found, published)
     print(f"{len(found)} records -> {published}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from convopt.lab import experiments, records, reproduction, sweep, workspace
+
+    published = workspace.published_records()
+    candidates = published
+    if options.experiment:
+        experiment = experiments.find(options.experiment)
+        candidates = [record for record in published if experiment.label(record.run)]
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
+    print(f"{len(drawn)} of {len(candidates)} published runs; --seed {seed} draws them again.")
+    with tempfile.TemporaryDirectory(prefix="convopt-verify-") as store:
+        runs = [record.run for record in drawn]
+        again = sweep.sweep(runs, records.Store(store), options.jobs, options.scheduler)
+    compared = reproduction.compare(drawn, again, published)
+    print(compared.to_string(index=False, float_format="%.1f"))
+    outside = int((compared["verdict"] == "outside").sum())
+    return _complain(f"{outside} of {len(drawn)} runs came out otherwise than published", 1) if outside else 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from convopt.lab import experiments, records, reproduction, sweep, workspace
+
+    chosen = [experiments.find(name) for name in options.experiment or experiments.EXPERIMENTS]
+    # Seed by seed, so that an interrupted sweep holds whole pairs.
+    published = sorted(workspace.published_records(), key=lambda record: record.run.seed)
+    runs = [record.run for experiment in chosen for record in published if experiment.label(record.run)]
+    again = sweep.sweep(runs, records.Store(options.store), options.jobs, options.scheduler, options.retry_failed)
+    for experiment in chosen:
+        differences = reproduction.differences(experiment, again, published)
+        if len(differences):
+            print(f"{experiment.title}\n{differences.to_string(index=False)}\n")
+    print("Reproduced minus published: means over paired seeds with 95 % intervals.")
     return 0
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import convopt
-from convopt.lab.records import Store
+from convopt.lab.records import Record, Store, read_table
 
 PUBLISHED = Path("book/records/published.parquet")
 """The table of published runs inside the project folder."""
@@ -40,3 +40,13 @@ def published_table() -> Path | None:
     except FileNotFoundError:
         return None
     return table if table.exists() else None
+
+
+def published_records() -> list[Record]:
+    """The published records, always in the same order.
+
+    Raises:
+        FileNotFoundError: there is no project folder, or no table in it.
+        RecordsError: the table is damaged.
+    """
+    return read_table(project_folder() / PUBLISHED)
