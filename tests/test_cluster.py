@@ -36,7 +36,7 @@ def once_there_are(count: int, folder, act: Callable[[], object]) -> threading.T
 
 
 def test_one_run_at_a_time_in_a_worker_of_several_threads(tmp_path):
-    with workers(1, threads_per_worker=3, processes=False) as local:
+    with workers(1, threads_per_worker=3, processes=False, protocol="tcp") as local:
         records = sweep.sweep(RUNS[:3], Store(tmp_path), scheduler=local.scheduler_address)
     assert [record.run for record in records] == RUNS[:3]
     assert Store(tmp_path).load(RUNS[0]) == records[0]

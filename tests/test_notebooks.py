@@ -100,7 +100,8 @@ def test_several_values_make_a_grid_of_named_outputs(project, jobs):
 
 def test_a_notebook_without_the_repeated_parameter_is_executed_once_and_failures_do_not_keep_the_others(project):
     output = project / "executed"
-    with LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as local:
+    threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+    with LocalCluster(**threads, protocol="tcp", dashboard_address=":0") as local:
         grid = {"given": {"seeds": ["1", "2"]}, "profile": "published", "scheduler": local.scheduler_address}
         with pytest.raises(notebooks.NotebookError) as error:
             notebooks.execute_all([], output=output, timeout=60, **grid)

@@ -74,7 +74,7 @@ def _on_cluster(
     from distributed import KilledWorker, as_completed
 
     # Dask logs with a traceback what is told here in one line.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     lost = 0
     with _connect(scheduler) if scheduler else _local(workers) as client:
         if not client.scheduler_info()["workers"]:
