@@ -135,7 +135,7 @@ BAD = experiments.Setting(1200, 5000, 0.0, experiments.STRESS.model, 1).run(expe
 
 def test_a_failing_run_does_not_keep_the_others_and_is_left_alone_until_told_otherwise(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    said = r"1 of 2 runs failed.*\n  SGD.* batch 5000, .* seed 0: ValueError: batch_size .*failed/"
+    said = r"1 of 2 runs failed.*\n  digits, .*batch_size 5000, .*SGD.*, seed 0: ValueError: batch_size .*failed/"
     with pytest.raises(sweep.SweepError, match=said):
         sweep.sweep([BAD, RUNS[0]], store, jobs=1)
     assert store.load(RUNS[0]) is not None
@@ -160,10 +160,18 @@ def test_the_command_lists_failed_runs_and_retries_them(tmp_path, records, capsy
     said = capsys.readouterr().err.splitlines()
     assert "1 of 7 runs failed" in said[-2]
     assert "--retry-failed" in said[-2]
-    assert said[-1].startswith("  SGD(lr=0.01, momentum=0.9), SimpleNet(), digits, batch 8, noise 0.15,")
+    assert said[-1].startswith(f"  {sweep.describe(RUNS[0])}: ValueError: of yesterday")
     assert main([*command, "--retry-failed"]) == 0
     assert store.load_failure(RUNS[0]) is None
     assert main(command) == 0
+
+
+def test_messages_tell_a_run_by_all_that_is_not_as_usual():
+    run = experiments.PERMUTED.run(experiments.annealed(experiments.SGD), "digits", 3, 7)
+    assert sweep.describe(run) == (
+        "digits, n_train 1200, n_test 397, batch_size 8, label_noise 0.15, epochs 3, SimpleNet(), "
+        "SGD(lr=0.01, momentum=0.9), seed 7, permuted, SNRAnnealing()"
+    )
 
 
 def test_missing_data_is_no_fault_of_the_runs(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import fields
+from typing import Any
 
 from convopt.lab import cluster
 from convopt.lab.data import DataError
@@ -67,15 +69,15 @@ def sweep(
 
 
 def describe(run: Run) -> str:
-    """What a message calls a run: its configuration on one line, without what is as in most runs."""
-    recipe = " + ".join(_call(choice) for choice in (run.optimizer, run.annealing) if choice is not None)
-    unusual = [value for value, usual in ((run.schedule, "constant"), (run.pixels, "natural")) if value != usual]
-    setting = [_call(run.model), run.dataset, f"batch {run.batch_size}", f"noise {run.label_noise:g}"]
-    return ", ".join([recipe, *unusual, *setting, f"{run.epochs} epochs", f"seed {run.seed}"])
+    """What a message calls a run: its configuration on one line, without what has its default."""
+    told = {field.name: getattr(run, field.name) for field in fields(run) if getattr(run, field.name) != field.default}
+    return ", ".join(_told(name, value) for name, value in told.items())
 
 
-def _call(choice: Choice) -> str:
-    return f"{choice.name}({', '.join(f'{name}={value}' for name, value in choice.options)})"
+def _told(name: str, value: Any) -> str:
+    if isinstance(value, Choice):
+        return f"{value.name}({', '.join(f'{option}={of_it}' for option, of_it in value.options)})"
+    return value if isinstance(value, str) else f"{name} {value}"
 
 
 def _attempt(run: Run) -> Record | Failure:
