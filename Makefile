@@ -19,7 +19,7 @@ HTML := book/_build/html/index.html
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book test retest test-all lint clean FORCE
+.PHONY: help setup lab book reproduce test retest test-all lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -51,6 +51,9 @@ book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.pr
 book/executed/.profile: FORCE
 	@mkdir -p book/executed
 	@echo '$(PROFILE)' | cmp -s - $@ || echo '$(PROFILE)' > $@
+
+reproduce: $(READY)  ## train all published runs anew (many hours; goes on where it stopped), print the differences
+	$(BIN)/convopt reproduce --store runs/reproduced
 
 test: $(TESTED)  ## run the tests, except the slow ones, if anything has changed since they passed
 	@echo "The tests pass on the files as they are. (make retest runs them again.)"

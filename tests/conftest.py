@@ -23,6 +23,6 @@ def mnist_folder() -> Path:
     from convopt.lab import data
 
     folder = data.data_folder()
-    if not all((folder / "MNIST" / "raw" / name).is_file() for name in data.MNIST_FILES):
+    if not data.is_at_hand("mnist"):
         pytest.skip(f"MNIST is not under {folder}; set CONVOPT_DATA to test with it")
     return folder

@@ -10,7 +10,7 @@ import pytest
 
 from convopt.lab.workspace import PUBLISHED, project_folder
 
-COMMANDS = ["run", "report", "publish", "notebooks"]
+COMMANDS = ["run", "report", "verify", "reproduce", "records", "publish", "notebooks"]
 
 
 def convopt(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -34,6 +34,10 @@ def test_help_names_every_command():
         (["run", "06-stress-test", "--jobs", "-1"], "--jobs"),
         (["report", "06-stress-test", "--store", "no-such-folder"], "no-such-folder"),
         (["report"], "EXPERIMENT"),
+        (["records"], "COMMAND"),
+        (["verify"], "--sample"),
+        (["verify", "--sample", "9999"], "published runs to draw from"),
+        (["reproduce", "--experiment", "99-nothing"], "06-stress-test"),
         (["bake"], "bake"),
         ([], "COMMAND"),
         (["notebooks", "no-such-notebook"], "06-stress-test"),

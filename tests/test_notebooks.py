@@ -1,9 +1,12 @@
 """Notebooks are committed clean, listed in the book, and executed strictly, in a real kernel."""
 
+import re
+
 import nbformat
 import pytest
 import yaml
 from conftest import ROOT
+from distributed import LocalCluster
 
 from convopt.lab import notebooks
 
@@ -76,12 +79,41 @@ def printed(path) -> str:
 
 def test_parameters_and_profile_reach_the_notebook_and_folders_are_made(project):
     output = project / "new" / "folder"
-    (done,) = notebooks.execute_all(["01-good"], {"seeds": "3"}, "quick", output, timeout=60)
+    (done,) = notebooks.execute_all(["01-good"], {"seeds": ["3"]}, "quick", output, timeout=60)
     assert done == output / "01-good.ipynb"
     assert "seeds=3 dataset='digits'" in printed(done)
 
 
-def test_a_failing_notebook_is_kept_and_an_error_and_the_earlier_one_is_done(project):
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_several_values_make_a_grid_of_named_outputs(project, jobs):
+    output = project / "executed"
+    given = {"dataset": ["mnist", "a/b"], "seeds": ["1", "2", "1"]}
+    done = notebooks.execute_all(["01-good"], given, "published", output, timeout=60, jobs=jobs)
+    assert [path.name for path in done] == [
+        f"01-good.dataset={dataset}.seeds={seeds}.ipynb" for dataset in ("mnist", "a%2Fb") for seeds in (1, 2)
+    ]
+    assert sorted(output.iterdir()) == sorted(done)
+    assert [printed(path).strip() for path in done] == [
+        f"seeds={seeds} dataset='{dataset}'" for dataset in ("mnist", "a/b") for seeds in (1, 2)
+    ]
+
+
+def test_a_notebook_without_the_repeated_parameter_is_executed_once_and_failures_do_not_keep_the_others(project):
+    output = project / "executed"
+    threads = {"n_workers": 1, "threads_per_worker": 2, "processes": False}
+    with LocalCluster(**threads, protocol="tcp", dashboard_address=":0") as local:
+        grid = {"given": {"seeds": ["1", "2"]}, "profile": "published", "scheduler": local.scheduler_address}
+        with pytest.raises(notebooks.NotebookError) as error:
+            notebooks.execute_all([], output=output, timeout=60, **grid)
+    assert len(re.findall("notebook .* failed", str(error.value))) == 1
+    assert sorted(path.name for path in output.iterdir()) == [
+        "01-good.seeds=1.ipynb",
+        "01-good.seeds=2.ipynb",
+        "02-bad.failed.ipynb",
+    ]
+
+
+def test_a_failing_notebook_is_kept_and_an_error_and_the_other_one_is_done(project):
     output = project / "executed"
     with pytest.raises(notebooks.NotebookError, match=r"02-bad.*failed") as error:
         notebooks.execute_all([], {}, "published", output, timeout=60)
@@ -95,7 +127,7 @@ def test_a_failing_notebook_is_kept_and_an_error_and_the_earlier_one_is_done(pro
 def test_a_cell_that_never_ends_is_stopped(project):
     slow = write(project / "notebooks" / "03-slow.ipynb", "import time; time.sleep(600)")
     with pytest.raises(notebooks.NotebookError, match="03-slow"):
-        notebooks.execute(slow, project / "executed", {}, timeout=2)
+        notebooks.execute(notebooks.Execution(slow, project / "executed" / slow.name, {}, timeout=2))
 
 
 def test_a_kernel_that_does_not_start_gets_one_more_try(project, monkeypatch):
@@ -108,7 +140,8 @@ def test_a_kernel_that_does_not_start_gets_one_more_try(project, monkeypatch):
         real(*arguments)
 
     monkeypatch.setattr(notebooks, "_papermill", flaky)
-    notebooks.execute(project / "notebooks" / "01-good.ipynb", project / "executed", {}, timeout=60)
+    good = project / "notebooks" / "01-good.ipynb"
+    notebooks.execute(notebooks.Execution(good, project / "executed" / good.name, {}, timeout=60))
     assert len(tries) == 2
 
 
@@ -116,9 +149,9 @@ def test_a_kernel_that_does_not_start_gets_one_more_try(project, monkeypatch):
     ("names", "given", "said"),
     [
         (["09-none"], {}, "01-good, 02-bad"),
-        (["01-good"], {"sedes": "3"}, "dataset, seeds"),
-        (["01-good"], {"seeds": "many"}, "int"),
-        (["01-good"], {"seeds": "True"}, "int"),
+        (["01-good"], {"sedes": ["3"]}, "dataset, seeds"),
+        (["01-good"], {"seeds": ["many"]}, "int"),
+        (["01-good"], {"seeds": ["3", "True"]}, "int"),
     ],
 )
 def test_what_is_unknown_is_refused_before_anything_is_executed(project, names, given, said):

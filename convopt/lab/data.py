@@ -111,6 +111,11 @@ def data_folder() -> Path:
     return Path(os.environ.get("CONVOPT_DATA") or "data").resolve()
 
 
+def is_at_hand(name: str) -> bool:
+    """Whether the data set called ``name`` can be loaded without a download."""
+    return name == "digits" or not _missing_files(data_folder())
+
+
 @lru_cache(maxsize=1)
 def _digits() -> Dataset:
     """scikit-learn's 1797 bundled digits of 8x8 pixels with values 0 to 16: 1200 train, 200 validation, 397 test."""
@@ -157,7 +162,7 @@ def _read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's MNIST under ``root``, downloaded there when absent: raw images and labels of both parts."""
     datasets = _torchvision_datasets()
     raw = root / "MNIST" / "raw"
-    missing = [name for name in MNIST_FILES if not (raw / name).is_file()]
+    missing = _missing_files(root)
     if missing:
         try:
             datasets.MNIST(str(root), download=True)
@@ -172,6 +177,10 @@ def _read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _check_idx_file(raw / name, magic, shape)
     parts = [datasets.MNIST(str(root), train=train) for train in (True, False)]
     return parts[0].data, parts[0].targets, parts[1].data, parts[1].targets
+
+
+def _missing_files(root: Path) -> list[str]:
+    return [name for name in MNIST_FILES if not (root / "MNIST" / "raw" / name).is_file()]
 
 
 def _check_idx_file(path: Path, magic: int, shape: tuple[int, ...]) -> None:

@@ -3,12 +3,13 @@
 import json
 import os
 import statistics
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -33,6 +34,10 @@ CURVES = (
 Of runs with wrong labels, the share of those that the network predicts; of annealed runs, the agreement of gradients
 and the factor on the learning rate (see ``SNRAnnealing``); of runs with an adversary, the test accuracy against either.
 """
+
+
+class RecordsError(RuntimeError):
+    """A file of records that is damaged or cannot be written. The message names it and says what to do."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,38 @@ class Record:
         return record
 
 
+@dataclass(frozen=True)
+class Failure:
+    """That a run raised an error.
+
+    Attributes:
+        run: its configuration.
+        error: the error's type and message, one line.
+        traceback: where it came from.
+    """
+
+    run: Run
+    error: str
+    traceback: str
+
+    @classmethod
+    def of(cls, run: Run, error: Exception) -> "Failure":
+        """What ``error``, just caught, says of ``run``."""
+        return cls(run, _one_line(error), "".join(traceback.format_exception(error)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts and strings."""
+        return {**vars(self), "run": self.run.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Failure":
+        """The inverse of ``to_json``."""
+        return cls(**{**data, "run": Run.from_json(data["run"])})
+
+
+Outcome = TypeVar("Outcome", Record, Failure)
+
+
 def finished(records: Iterable[Record]) -> list[Record]:
     """Those that did not diverge."""
     return [record for record in records if record.status == "finished"]
@@ -99,8 +136,8 @@ def finished(records: Iterable[Record]) -> list[Record]:
 class Store:
     """A folder of records, ``<id>.json``, one per run; optionally on top of a table of published records.
 
-    A record that does not parse is reported by name in a warning and counts as absent, so that its run is run
-    again.
+    Runs that raised an error are noted in its folder ``failed``, until they have a record. A file that does not parse
+    is reported by name in a warning and counts as absent, so that its run is run again.
 
     Args:
         folder: made when the first record is written.
@@ -114,35 +151,62 @@ class Store:
 
     def load(self, run: Run) -> Record | None:
         """The record of ``run``, or None."""
-        path = self._path(run)
-        record = _read_json(path) if path.exists() else None
-        return record or self._published.get(run)
+        return _read_or_warn(self._path(run), Record) or self._published.get(run)
 
     def save(self, record: Record) -> None:
-        """Write a record so that a crash at any moment leaves the old file, the new one, or none."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write a record so that a crash at any moment leaves the old file, the new one, or none.
+
+        RecordsError where it cannot be written, for example on a full disk.
+        """
         write_atomically(self._path(record.run), json.dumps(record.to_json()).encode())
+        self.failure_path(record.run).unlink(missing_ok=True)
+
+    def load_failure(self, run: Run) -> Failure | None:
+        """The note that ``run`` failed, or None; one that does not parse counts as none."""
+        return _read_or_warn(self.failure_path(run), Failure)
+
+    def save_failure(self, failure: Failure) -> None:
+        """Note that a run failed. RecordsError where it cannot be written."""
+        write_atomically(self.failure_path(failure.run), json.dumps(failure.to_json(), indent=1).encode())
+
+    def failure_path(self, run: Run) -> Path:
+        """Where the note is that ``run`` failed, if it did."""
+        return self.folder / "failed" / f"{run.id}.json"
 
     def records(self) -> list[Record]:
         """All records; of a run that has two, the one in the folder."""
-        own = [record for path in sorted(self.folder.glob("*.json")) if (record := _read_json(path)) is not None]
+        own = [record for path in self.paths() if (record := _read_or_warn(path, Record)) is not None]
         return list({**self._published, **{record.run: record for record in own}}.values())
+
+    def paths(self) -> list[Path]:
+        """The files in the folder that should be records."""
+        return sorted(self.folder.glob("*.json"))
 
     def _path(self, run: Run) -> Path:
         return self.folder / f"{run.id}.json"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary file beside ``path`` and rename it there."""
+    """Write ``content`` to a temporary file beside ``path`` and rename it there; the folder is made if need be.
+
+    RecordsError where that fails; what was at ``path`` before is there still.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecordsError(
+            f"cannot write {path}: {error.strerror or error}; what was saved before is kept, "
+            "the same command goes on from there"
+        ) from error
 
 
 def write_table(records: Iterable[Record], path: Path) -> None:
@@ -161,35 +225,62 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "kernels", "provenance")},
             }
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd"))
 
 
 def read_table(path: Path) -> list[Record]:
-    """The records of a table written by ``write_table``."""
-    records = []
-    for row in pd.read_parquet(path).to_dict("records"):
-        curves = {name: row[name].tolist() for name in CURVES if row.get(name) is not None}
-        confirmation = row["confirmation_accuracy"]
-        records.append(
-            Record.from_json(
-                {
-                    "id": row["id"],
-                    "status": row["status"],
-                    "curves": curves,
-                    "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
-                    **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
-                }
-            )
-        )
-    return records
-
-
-def _read_json(path: Path) -> Record | None:
+    """The records of a table written by ``write_table``. RecordsError where it is damaged."""
     try:
-        return Record.from_json(json.loads(path.read_text()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        warnings.warn(
-            f"{path} is not a readable record and is ignored; its run will be run again: {error}", stacklevel=3
-        )
+        return [_from_row(row) for row in pd.read_parquet(path).to_dict("records")]
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordsError(
+            f"{path} is damaged ({_one_line(error)}); where it is under version control, "
+            f"`git checkout -- {path}` brings it back"
+        ) from error
+
+
+def _from_row(row: dict[str, Any]) -> Record:
+    confirmation = row["confirmation_accuracy"]
+    return Record.from_json(
+        {
+            "id": row["id"],
+            "status": row["status"],
+            "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
+            "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
+            **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
+        }
+    )
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file of a store. RecordsError where there is none, or one of another run than the name says."""
+    return _read_json(path, Record)
+
+
+def _read_json(path: Path, kind: type[Outcome]) -> Outcome:
+    try:
+        outcome = kind.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordsError(f"{path} is not a readable {kind.__name__.lower()} ({_one_line(error)})") from error
+    if outcome.run.id != path.stem:
+        raise RecordsError(f"{path} is of another run, {outcome.run.id}")
+    return outcome
+
+
+def _read_or_warn(path: Path, kind: type[Outcome]) -> Outcome | None:
+    try:
+        return _read_json(path, kind)
+    except FileNotFoundError:
         return None
+    except RecordsError as error:
+        warnings.warn(f"{error} and is ignored; its run will be run again", stacklevel=3)
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    """The error's type and the first line of its message."""
+    return "".join(traceback.format_exception_only(error)).splitlines()[0]

@@ -1,78 +1,90 @@
 """Running many runs on all cores or on a Dask cluster, resumable after any interruption."""
 
-import logging
-import os
-import sys
 from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import fields
+from typing import Any
 
-from tqdm.auto import tqdm
-
-from convopt.lab.records import Record, Store
-from convopt.lab.runs import Run
+from convopt.lab import cluster
+from convopt.lab.data import DataError
+from convopt.lab.records import Failure, Record, Store
+from convopt.lab.runs import Choice, Run
 from convopt.lab.training import train
 
 
-def sweep(runs: Iterable[Run], store: Store, jobs: int | None = None, scheduler: str | None = None) -> list[Record]:
+class SweepError(RuntimeError):
+    """Some runs failed, now or in an earlier sweep. The message has a line for each; the others are done."""
+
+
+def sweep(
+    runs: Iterable[Run],
+    store: Store,
+    jobs: int | None = None,
+    scheduler: str | None = None,
+    retry_failed: bool = False,
+) -> list[Record]:
     """The records of ``runs``, in their order; those that ``store`` lacks are trained and saved one by one.
 
-    A sweep that is killed loses the runs in flight and nothing else: started again, it trains what is missing.
+    A sweep that is interrupted loses the runs in flight and nothing else: started again, it trains what is missing.
+    A run that raises is noted in the store; the others go on, and later sweeps leave it alone. Two sweeps over one
+    store do each other no harm, but what is missing when both start, both train.
 
     Args:
         runs: what to run; duplicates are run once.
         store: where records are looked for and saved.
-        jobs: worker processes, each of one torch thread; None takes one per core. With 1, or where only one run
-            is missing, everything happens in this process.
-        scheduler: address of a running Dask scheduler to use in place of local processes. Its workers need
-            convopt[lab] and the data; records come back here.
+        jobs: worker processes, see ``cluster.completed``.
+        scheduler: address of a running Dask scheduler to use in their place; records come back here.
+        retry_failed: train also what failed in an earlier sweep.
 
     Raises:
-        ValueError: ``jobs`` is not positive.
-        Exception: whatever a run raised, after the finished ones were saved.
+        ValueError: ``jobs`` is not positive, or ``scheduler`` is no address.
+        SweepError: runs failed; raised when all others are done.
+        cluster.ClusterError: the scheduler or workers went away.
+        DataError: the data are missing or damaged, which is no fault of a run and ends the sweep.
+        records.RecordsError: a record could not be saved.
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs!r}")
     runs = list(runs)
     found = {run: store.load(run) for run in runs}
     missing = [run for run, record in found.items() if record is None]
-    workers = min(jobs or available_cores(), len(missing))
-    in_process = scheduler is None and workers <= 1
-    outcomes = map(train, missing) if in_process else _on_cluster(missing, workers, scheduler)
-    progress = tqdm(outcomes, total=len(missing), desc="runs", unit="run", disable=not missing, mininterval=_interval())
-    for record in progress:
-        store.save(record)
-        found[record.run] = record
+    failures = [] if retry_failed else [failure for run in missing if (failure := store.load_failure(run)) is not None]
+    left_alone = {failure.run for failure in failures}
+    pending = [run for run in missing if run not in left_alone]
+    with closing(cluster.completed(_attempt, pending, jobs, scheduler)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Failure):
+                store.save_failure(outcome)
+                failures.append(outcome)
+            else:
+                store.save(outcome)
+                found[outcome.run] = outcome
+    if failures:
+        lines = [
+            f"  {describe(failure.run)}: {failure.error} ({store.failure_path(failure.run)})" for failure in failures
+        ]
+        raise SweepError(
+            f"{len(failures)} of {len(found)} runs failed, and are left alone until `convopt run` is told "
+            "--retry-failed; the others are done:\n" + "\n".join(lines)
+        )
     return [found[run] for run in runs]
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def describe(run: Run) -> str:
+    """What a message calls a run: its configuration on one line, without what has its default."""
+    told = {field.name: getattr(run, field.name) for field in fields(run) if getattr(run, field.name) != field.default}
+    return ", ".join(_told(name, value) for name, value in told.items())
 
 
-def _on_cluster(runs: list[Run], workers: int, scheduler: str | None) -> Iterable[Record]:
-    """Records as they come from a cluster: the one at ``scheduler``, or local processes that end with this one."""
-    from distributed import Client, LocalCluster, as_completed
+def _told(name: str, value: Any) -> str:
+    if isinstance(value, Choice):
+        return f"{value.name}({', '.join(f'{option}={of_it}' for option, of_it in value.options)})"
+    return value if isinstance(value, str) else f"{name} {value}"
 
-    local = None
-    if scheduler is None:
-        local = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=":0",  # any free port: a second sweep must not complain of the first
-            silence_logs=logging.ERROR,
-        )
+
+def _attempt(run: Run) -> Record | Failure:
+    """The outcome of training ``run``, which it may be to fail."""
     try:
-        with Client(scheduler or local) as client:
-            futures = [client.submit(train, run, key=f"train-{run.id}", pure=True) for run in runs]
-            for future in as_completed(futures):
-                yield future.result()
-                future.release()
-    finally:
-        if local is not None:
-            local.close()
-
-
-def _interval() -> float:
-    """Seconds between progress updates: rarely where nobody watches a terminal."""
-    return 0.1 if sys.stderr.isatty() else 30.0
+        return train(run)
+    except DataError:
+        raise
+    except Exception as error:
+        return Failure.of(run, error)

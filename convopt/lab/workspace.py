@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import convopt
-from convopt.lab.records import Store
+from convopt.lab.records import Record, Store, read_table
 
 PUBLISHED = Path("book/records/published.parquet")
 """The table of published runs inside the project folder."""
+
+
+RUNS = Path("runs")
+"""The store of one's own runs, in the current folder."""
 
 
 def project_folder() -> Path:
@@ -26,10 +30,23 @@ def project_folder() -> Path:
 
 def open_store(folder: str | Path | None = None) -> Store:
     """The store in ``folder``; without one, ``./runs`` for new runs on top of the published records."""
-    if folder:
-        return Store(folder)
+    return Store(folder) if folder else Store(RUNS, published=published_table())
+
+
+def published_table() -> Path | None:
+    """Where the table of published runs is; None without a project folder or a table in it."""
     try:
-        published = project_folder() / PUBLISHED
+        table = project_folder() / PUBLISHED
     except FileNotFoundError:
-        published = None
-    return Store("runs", published=published)
+        return None
+    return table if table.exists() else None
+
+
+def published_records() -> list[Record]:
+    """The published records, always in the same order.
+
+    Raises:
+        FileNotFoundError: there is no project folder, or no table in it.
+        RecordsError: the table is damaged.
+    """
+    return read_table(project_folder() / PUBLISHED)

@@ -1,0 +1,83 @@
+"""Whether records are what they should be. Nothing is changed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from convopt.lab import data
+from convopt.lab.experiments import EXPERIMENTS
+from convopt.lab.records import Record, RecordsError, Store, read_record, read_table
+from convopt.lab.runs import Run
+from convopt.lab.training import train
+
+FAULTS = ("corrupt", "orphaned", "of other data", "unknown configuration")
+"""What can be wrong: a file or table that does not parse or is misnamed; a run of no experiment; another checksum than
+that of the data at hand; a configuration that cannot be set up any more."""
+
+
+class Finding(NamedTuple):
+    """One of ``FAULTS``, and a line that names the record and says why."""
+
+    fault: str
+    said: str
+
+
+def check(folder: Path, published: Path | None = None) -> tuple[int, list[Finding]]:
+    """How many records there are in the store ``folder`` and the table ``published``, and what is wrong with them.
+
+    Checksums are compared for data sets that are at hand; nothing is downloaded.
+    """
+    checked, findings = 0, []
+    for place, record in _read(folder, published):
+        checked += 1
+        if isinstance(record, RecordsError):
+            findings.append(Finding("corrupt", str(record)))
+        else:
+            findings += [Finding(fault, f"{place}: {said}") for fault, said in _faults(record)]
+    return checked, findings
+
+
+def _read(folder: Path, published: Path | None) -> Iterator[tuple[str, Record | RecordsError]]:
+    """Where each record is, and it or what is wrong with its file."""
+    for path in Store(folder).paths():
+        try:
+            yield str(path), read_record(path)
+        except RecordsError as error:
+            yield str(path), error
+    if published is not None:
+        try:
+            for record in read_table(published):
+                yield f"{published}, {record.run.id}", record
+        except RecordsError as error:
+            yield str(published), error
+
+
+def _faults(record: Record) -> Iterator[tuple[str, str]]:
+    run = record.run
+    if run.dataset not in data.DATASETS:
+        yield "unknown configuration", f"no data set {run.dataset!r}"
+        return
+    if not any(experiment.label(run) for experiment in EXPERIMENTS.values()):
+        yield "orphaned", "belongs to no experiment"
+    expected = _checksum(run.dataset)
+    if expected not in (None, record.provenance.get("data")):
+        yield "of other data", f"of data with the checksum {record.provenance.get('data')}, at hand is {expected}"
+    reason = _why_not_set_up(replace(run, seed=0, dataset="digits", epochs=0))
+    if reason is not None:
+        yield "unknown configuration", reason
+
+
+def _checksum(dataset: str) -> str | None:
+    return data.load(dataset).checksum if data.is_at_hand(dataset) else None
+
+
+@cache
+def _why_not_set_up(run: Run) -> str | None:
+    """Why a run of no epochs, on the data set that is always at hand, does not even begin; None if it does."""
+    try:
+        train(run)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,98 @@
+"""`convopt records check` names what is wrong with records, changes nothing, and is content with the published ones."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+
+from convopt.cli import main
+from convopt.lab import check, data, experiments, training
+from convopt.lab.records import Store, write_table
+from convopt.lab.runs import Choice
+from convopt.lab.workspace import PUBLISHED
+
+RUN = experiments.STRESS.run(experiments.SGD, "digits", epochs=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return training.train(RUN)
+
+
+def faults(folder, **options) -> list[str]:
+    return [fault for fault, _ in check.check(folder, **options)[1]]
+
+
+def test_a_good_record_in_a_store_or_a_table_has_no_fault(tmp_path, record):
+    Store(tmp_path).save(record)
+    write_table([record], tmp_path / "table.parquet")
+    assert check.check(tmp_path, tmp_path / "table.parquet") == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "changed"),
+    [
+        ("orphaned", "no experiment", {"n_train": 999}),
+        ("unknown configuration", "Adagrad", {"optimizer": Choice.of("Adagrad", lr=0.1)}),
+        ("unknown configuration", "nesterow", {"optimizer": Choice.of("SGD", lr=0.1, nesterow=True)}),
+        ("unknown configuration", "kernel_init", {"optimizer": Choice.of("ConvolutionalSGDv2", kernel_init="heart")}),
+        ("unknown configuration", "Perceptron", {"model": Choice.of("Perceptron")}),
+        ("unknown configuration", "linear", {"schedule": "linear"}),
+        ("unknown configuration", "halved", {"annealing": Choice.of("halved")}),
+        ("unknown configuration", "cifar", {"dataset": "cifar"}),
+    ],
+)
+def test_a_run_that_nothing_knows_any_more_is_told_with_the_reason(tmp_path, record, fault, said, changed):
+    Store(tmp_path).save(replace(record, run=replace(RUN, **changed)))
+    assert any(found == fault and said in line for found, line in check.check(tmp_path)[1])
+
+
+def test_what_is_published_about_replayed_factors_is_known_without_training(tmp_path, record):
+    annealing = Choice.of("replayed", shift=1)
+    (arm,) = [
+        run
+        for run in experiments.find("04-wiener").runs("digits", [0], 1)
+        if run.optimizer.name == "SGD" and run.annealing == annealing
+    ]
+    Store(tmp_path).save(replace(record, run=arm))
+    assert faults(tmp_path) == []
+
+
+def test_other_data_are_told_where_the_data_are_at_hand(tmp_path, record, monkeypatch):
+    Store(tmp_path).save(replace(record, provenance={**record.provenance, "data": "0" * 64}))
+    assert faults(tmp_path) == ["of other data"]
+    monkeypatch.setenv("CONVOPT_DATA", str(tmp_path))
+    elsewhere = replace(record, run=experiments.STRESS.run(experiments.SGD, "mnist", epochs=1, seed=0))
+    store = Store(tmp_path / "mnist")
+    store.save(elsewhere)
+    assert not data.is_at_hand("mnist")
+    assert faults(store.folder) == []
+
+
+def test_the_command_lists_what_is_wrong_and_changes_nothing(tmp_path, record, capsys):
+    Store(tmp_path).save(record)
+    content = (tmp_path / f"{RUN.id}.json").read_bytes()
+    for name, bytes_ in (("empty", b""), ("broken", content[:99]), ("misnamed", content)):
+        (tmp_path / f"{name}.json").write_bytes(bytes_)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["records", "check", "--store", str(tmp_path)]) == 1
+    *lines, summary = [line for line in capsys.readouterr().out.splitlines() if "at hand" not in line]
+    assert [line.split(":")[0] for line in lines] == ["corrupt"] * 3
+    assert all(f"{name}.json" in line for name, line in zip(("broken", "empty", "misnamed"), lines, strict=True))
+    assert summary.startswith("4 records checked: 3 corrupt, 0 orphaned")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_table_is_one_finding(tmp_path, record):
+    table = tmp_path / "table.parquet"
+    write_table([record], table)
+    table.write_bytes(table.read_bytes()[:-100])
+    ((fault, said),) = check.check(tmp_path, table)[1]
+    assert fault == "corrupt"
+    assert "git checkout" in said
+
+
+def test_the_published_records_have_no_fault(tmp_path):
+    checked, findings = check.check(tmp_path, ROOT / PUBLISHED)
+    assert checked > 700
+    assert not findings
