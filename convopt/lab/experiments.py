@@ -581,6 +581,23 @@ RIVALS = {
 }
 """What is compared in the stress test, by label."""
 
+ANNEALABLE = (
+    "AdamW",
+    "Muon",
+    "LaplacianSmoothingSGD",
+    "Grokfast",
+    "Lion",
+    "SAM",
+    "AdEMAMix",
+    "Schedule-free AdamW",
+    "ConvolutionalSGD",
+)
+"""Rivals that are also tuned, with the same budget, with SNRAnnealing around them."""
+
+RIVALS |= {
+    f"{label} + SNRAnnealing": replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe)) for label in ANNEALABLE
+}
+
 TRIALS = 6
 """Trials of each rival in its random search."""
 
@@ -600,6 +617,36 @@ def trials(label: str) -> list[Recipe]:
             recipe = with_option(recipe, name, values[int(share * len(values))])
         drawn.append(recipe)
     return drawn
+
+
+CHOSEN_TRIALS = {
+    "SGD": 3,
+    "Adam": 1,
+    "AdamW": 1,
+    "NAdam": 2,
+    "Muon": 3,
+    "SGD, cosine": 4,
+    "SGD, one cycle": 2,
+    "SGD, reduced on plateaus": 3,
+    "SGD, Pflug's test": 5,
+    "SGD, averaged weights": 5,
+    "SGD, label smoothing": 0,
+    "SGD, generalised cross-entropy": 3,
+    "Adam, cosine": 5,
+    "LaplacianSmoothingSGD": 3,
+    "Grokfast": 5,
+    "Lion": 2,
+    "SAM": 4,
+    "AdEMAMix": 0,
+    "Schedule-free SGD": 4,
+    "Schedule-free AdamW": 0,
+    "ConvolutionalSGD": 2,
+    "SGD + SNRAnnealing": 5,
+    "Adam + SNRAnnealing": 4,
+    "WienerSGD": 0,
+    "WienerAdamW": 3,
+}
+"""Which of its trials is best on the validation pictures, by rival."""
 
 
 EXPERIMENTS = {
@@ -636,6 +683,12 @@ EXPERIMENTS = {
             published=False,
             title="Training against FGSM and PGD",
             arms=tuple(_adversarial()),
+        ),
+        Experiment(
+            name="11-rivals",
+            published=False,
+            title="Stress test: every rival at its best trial's settings",
+            arms=tuple((label, trials(label)[best], STRESS) for label, best in CHOSEN_TRIALS.items()),
         ),
         Experiment(
             name="11-rivals-tuning",
