@@ -327,7 +327,6 @@ WIENER_EXPERIMENTS = (
             ("WienerSGD", WIENER_SGD, CONV_NOISE),
             ("WienerSGD, 3x3 kernels too", with_options(WIENER_SGD, smallest_kernel=3), CONV_NOISE),
         ),
-        published=False,
     ),
     Experiment(
         name="04-wiener-tuning",
