@@ -1,7 +1,5 @@
 """What every optimizer of this package does alike: closures, groups, dtypes, refusals."""
 
-import copy
-
 import pytest
 import torch
 from optimizers import OPTIMIZERS, batches, convolutional_model, for_each_optimizer, train
@@ -74,29 +72,6 @@ def test_the_loss_can_be_given_in_every_way_with_one_result(optimizer_class, way
 
 
 @for_each_optimizer
-def test_gradients_are_left_as_they_are(optimizer_class):
-    model = convolutional_model()
-    optimizer = optimizer_class(model.parameters())
-    for x, y in batches(5):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        before = [p.grad.clone() for p in model.parameters()]
-        optimizer.step(loss=1.0)
-        assert same(before, [p.grad for p in model.parameters()])
-
-
-@for_each_optimizer
-def test_parameters_without_a_gradient_stay(optimizer_class):
-    used, unused = Parameter(torch.randn(9, 9)), Parameter(torch.randn(9, 9))
-    used.grad = torch.randn(9, 9)
-    optimizer = optimizer_class([unused, used])
-    before = weights(optimizer)
-    optimizer.step(loss=1.0)
-    assert torch.equal(unused, before[0])
-    assert not torch.equal(used, before[1])
-
-
-@for_each_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes_follow_float32(optimizer_class, dtype):
     start, grads = torch.randn(9, 12), [torch.randn(9, 12) for _ in range(6)]
@@ -150,17 +125,6 @@ def test_options_are_honoured_per_group(optimizer_class):
         optimizer_class([p], **options).step(loss=1.0)
     torch.testing.assert_close([first, second], alone)
     assert all(name.startswith(("0/", "1/")) for name in optimizer.kernels())
-
-
-@for_each_optimizer
-def test_a_tensor_learning_rate_is_the_same_as_a_float(optimizer_class):
-    outcomes = []
-    for lr in (0.05, torch.tensor(0.05), torch.tensor([0.05])):
-        model = convolutional_model()
-        train(model, optimizer_class(model.parameters(), lr=lr), batches(6))
-        outcomes.append(list(model.parameters()))
-    torch.testing.assert_close(outcomes[1], outcomes[0])
-    torch.testing.assert_close(outcomes[2], outcomes[0])
 
 
 @for_each_optimizer
@@ -232,31 +196,6 @@ def test_a_bad_option_is_refused_by_name_and_value(optimizer_class, name, value)
     with pytest.raises(ValueError, match=name):
         optimizer.add_param_group({"params": [Parameter(torch.randn(9))], name: value})
     assert len(optimizer.param_groups) == 1
-
-
-def sparse_gradient() -> Parameter:
-    p = Parameter(torch.randn(9, 9))
-    p.grad = torch.randn(9, 9).to_sparse()
-    return p
-
-
-def complex_gradient() -> Parameter:
-    p = Parameter(torch.randn(9, 9, dtype=torch.complex64))
-    p.grad = torch.randn(9, 9, dtype=torch.complex64)
-    return p
-
-
-@for_each_optimizer
-@pytest.mark.parametrize(("make", "word"), [(sparse_gradient, "sparse"), (complex_gradient, "complex")])
-def test_sparse_and_complex_gradients_are_refused_before_anything_changes(optimizer_class, make, word):
-    dense = Parameter(torch.randn(9, 9))
-    dense.grad = torch.randn(9, 9)
-    optimizer = optimizer_class([{"params": [dense]}, {"params": [make()]}])
-    before, state = weights(optimizer), copy.deepcopy(optimizer.state_dict()["state"])
-    with pytest.raises(RuntimeError, match=word):
-        optimizer.step(loss=1.0)
-    assert same(before, weights(optimizer))
-    assert optimizer.state_dict()["state"] == state == {}
 
 
 @for_each_optimizer

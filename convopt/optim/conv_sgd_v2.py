@@ -133,6 +133,8 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         for p, grad in zip(params, grads, strict=True):
             if "signal" not in self.state[p]:
                 self.state[p]["signal"] = grad.clone(memory_format=torch.preserve_format)
+            elif self.state[p]["signal"].dtype != grad.dtype:  # from a checkpoint in another precision
+                self.state[p]["signal"] = self.state[p]["signal"].to(grad.dtype)
         if params:
             signals = [self.state[p]["signal"] for p in params]
             torch._foreach_lerp_(signals, grads, 1 - group["noise_estimation_momentum"])

@@ -39,6 +39,7 @@ CHOICES = {
     "scale": ("energy", "unit dc"),
     "second_estimate": ("previous step", "half batches"),
 }
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
 NEGLECTED = 1e-3
 """Frequencies above those that hold all but this share of the filtered gradient's power are left out."""
 OF_THE_OPTIMIZER = ("second_estimate", "every", "snr_annealing", "onset", "power", "warmup", "annealing_ema")
@@ -136,9 +137,9 @@ class WienerOptimizer(Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        params_of_groups = [params_with_grad(group) for group in self.param_groups]
         for group in self.param_groups:
             self._init_group(group)
-        params_of_groups = [params_with_grad(group) for group in self.param_groups]
         compares, remembers = self._turn()
         self._check_second_estimate(params_of_groups, compares)
         if compares or remembers:
@@ -498,6 +499,10 @@ class WienerSGD(WienerOptimizer):
         self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor], lr: float | Tensor
     ) -> None:
         buffers = [self.state[p].get("momentum_buffer") for p in params] if group["momentum"] else []
+        implementation = _implementation(group)
+        if implementation["fused"] and any(p.device.type == "cpu" and p.dtype in HALF_PRECISIONS for p in params):
+            # There, torch 2.13's fused SGD mixes up the elements of momentum buffers.
+            implementation = {"foreach": True, "fused": False}
         sgd(
             params,
             directions,
@@ -508,7 +513,7 @@ class WienerSGD(WienerOptimizer):
             nesterov=group["nesterov"],
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
-            **_implementation(group),
+            **implementation,
         )
         for p, buffer in zip(params, buffers, strict=False):
             self.state[p]["momentum_buffer"] = buffer
@@ -583,6 +588,8 @@ class WienerAdamW(WienerOptimizer):
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
         for i, beta in enumerate(options["betas"]):
+            if isinstance(beta, Tensor):
+                raise ValueError(f"betas must be floats, got {options['betas']!r}")
             check_number(f"betas[{i}]", beta, at_least=0, below=1)
         check_number("eps", options["eps"], at_least=0)
 
@@ -634,6 +641,9 @@ def _response(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]
 
 
 def _scaled(lr: float | Tensor, factor: float | Tensor | None, device: torch.device) -> float | Tensor:
+    """The step size; on a CPU, where reading a tensor waits for nothing, always a float."""
+    if isinstance(lr, Tensor) and device.type == "cpu" and not torch.compiler.is_compiling():
+        lr = lr.item()
     if factor is None:
         return lr
     factor = factor.to(device) if isinstance(factor, Tensor) else factor
