@@ -94,6 +94,11 @@ def _make_parser() -> _Parser:
     _add_retry(reproduce)
     reproduce.set_defaults(command=_reproduce)
 
+    bench = commands.add_parser("bench", help="measure what a step of each optimizer costs on this machine")
+    bench.add_argument("--quick", action="store_true", help="SimpleNet on one thread alone: half a minute")
+    bench.add_argument("--json", action="store_true", help="print JSON")
+    bench.set_defaults(command=_bench)
+
     notebooks = commands.add_parser("notebooks", help="execute notebooks with papermill")
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
     notebooks.add_argument("--profile", choices=("published", "quick"), default="published", help="default: published")
@@ -250,6 +255,23 @@ def _reproduce(options: argparse.Namespace) -> int:
         if differences is not None:
             print(f"{experiment.title}\n{differences}\n")
     print("Reproduced minus published: means over paired seeds with 95 % intervals.")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import pandas as pd
+    import torch
+
+    from convopt.lab import bench
+    from convopt.lab.cluster import available_cores
+
+    if options.quick:
+        rows = bench.measure(["SimpleNet"], [1], "cpu", seconds=4)
+    else:
+        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=20)
+        if torch.cuda.is_available():
+            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=20)
+    print(json.dumps(rows, indent=1) if options.json else pd.DataFrame(rows).round(2).to_string(index=False))
     return 0
 
 

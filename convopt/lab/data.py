@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convopt.lab.vision import torchvision
+
 DATASETS = ("mnist", "digits")
 
 MNIST_FILES = {
@@ -160,7 +162,7 @@ def _mnist(root: str) -> Dataset:
 
 def _read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's MNIST under ``root``, downloaded there when absent: raw images and labels of both parts."""
-    datasets = _torchvision_datasets()
+    datasets = torchvision().datasets
     raw = root / "MNIST" / "raw"
     missing = _missing_files(root)
     if missing:
@@ -198,30 +200,6 @@ def _check_idx_file(path: Path, magic: int, shape: tuple[int, ...]) -> None:
         raise DataError(
             f"{path}: {size} bytes, expected {expected}: the file is {'truncated' if size < expected else 'too long'}"
         )
-
-
-def _torchvision_datasets():
-    """``torchvision.datasets``, importable also where torch is a CPU build and torchvision's wheel a CUDA one.
-
-    That torchvision registers fake kernels for operators that only its CUDA library defines. Declaring their
-    schemas is enough for data sets and models. Where torchvision imports by itself, nothing is declared.
-    """
-    try:
-        import torchvision.datasets
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise
-        _declare_torchvision_operators()
-        import torchvision.datasets
-    return torchvision.datasets
-
-
-def _declare_torchvision_operators() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    # The declarations live as long as this object.
-    torch._convopt_torchvision_operators = library
 
 
 def _checksum(*tensors: Tensor) -> str:

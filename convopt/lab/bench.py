@@ -1,0 +1,205 @@
+"""What a step costs, measured in one run: every optimizer in turn, again and again, so that noise strikes all alike."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from convopt import (
+    ConvolutionalSGD,
+    ConvolutionalSGDv2,
+    LaplacianSmoothingSGD,
+    LocalLossConvSGD,
+    SNRAnnealing,
+    WienerAdamW,
+    WienerSGD,
+    spatial_param_groups,
+)
+from convopt.lab.models import ConvNet, SimpleNet
+from convopt.lab.vision import torchvision
+
+BLOCK = 20
+"""Steps timed together: a whole number of rounds for what happens every fourth or fifth step."""
+
+
+class _Pictured(nn.Module):
+    """A network of flattened pictures, ``(batch, 784)``, that takes them as pictures, ``(batch, 1, 28, 28)``."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.flatten(1))
+
+
+def _resnet18() -> nn.Module:
+    return torchvision().models.resnet18(num_classes=10)
+
+
+def _vit_b_16() -> nn.Module:
+    return torchvision().models.vit_b_16()
+
+
+def _squares(millions: float) -> nn.Module:
+    """Linear layers of one width, with about so many million parameters."""
+    width = round((millions * 1e6 / 4) ** 0.5)
+    return nn.Sequential(*[nn.Linear(width, width) for _ in range(4)])
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "SimpleNet": (lambda: _Pictured(SimpleNet()), (1, 28, 28)),
+    "ConvNet": (lambda: _Pictured(ConvNet()), (1, 28, 28)),
+    "ResNet-18": (_resnet18, (3, 32, 32)),
+    "ViT-B/16": (_vit_b_16, (3, 224, 224)),
+    **{f"{millions:g} M": (partial(_squares, millions), (0,)) for millions in (0.1, 1.0, 10.0, 100.0)},
+}
+"""Networks by name, and the shape of one picture; the squares, whose steps alone are timed, have none."""
+
+TRAINED = {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,)}
+"""Whose whole training steps are timed, and at which batch sizes."""
+
+Make = Callable[[nn.Module, Tensor], torch.optim.Optimizer]
+
+
+def _annealed_sgd(model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    SNRAnnealing(optimizer)
+    return optimizer
+
+
+def _on_grids(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
+    groups: Any = model.parameters() if sample.ndim < 4 else spatial_param_groups(model, sample)[0]
+    return cls(groups, lr=1e-4)
+
+
+def _plain(cls: type, model: nn.Module, sample: Tensor, **options: Any) -> torch.optim.Optimizer:
+    return cls(model.parameters(), lr=1e-4, **options)
+
+
+OPTIMIZERS: dict[str, Make] = {
+    "SGD": partial(_plain, torch.optim.SGD, momentum=0.9),
+    "Adam": partial(_plain, torch.optim.Adam),
+    "AdamW": partial(_plain, torch.optim.AdamW),
+    "ConvolutionalSGD": partial(_plain, ConvolutionalSGD),
+    "LocalLossConvSGD": partial(_plain, LocalLossConvSGD),
+    "ConvolutionalSGDv2": partial(_plain, ConvolutionalSGDv2),
+    "LaplacianSmoothingSGD": partial(_plain, LaplacianSmoothingSGD),
+    "WienerSGD": partial(_on_grids, WienerSGD),
+    "WienerAdamW": partial(_on_grids, WienerAdamW),
+    "SGD + SNRAnnealing": _annealed_sgd,
+}
+"""What is measured; the bases with torch's default implementation."""
+
+TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7}
+"""How often an update must read or write each parameter's bytes: gradient, parameter and state; 5 for SGD's."""
+
+
+def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds: float) -> list[dict[str, Any]]:
+    """Rows of ``optimizer``, ``model``, ``what``, ``threads``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``
+    and ``over_floor``.
+
+    ``what`` is "step", or "training step, batch N". The floor, for steps alone, is the time to copy as many bytes as
+    the update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to leave out.
+
+    Args:
+        models: names of ``MODELS``.
+        threads: numbers of torch threads to measure with.
+        device: "cpu" or "cuda".
+        seconds: how long to measure each model, roughly, for each number of threads and each kind of step.
+    """
+    rows = []
+    cases = [(name, count, batch) for name in models for count in threads for batch in (None, *TRAINED.get(name, ()))]
+    for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
+        with _threads(count):
+            times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
+        medians = {label: statistics.median(of_it) for label, of_it in times.items()}
+        for label in OPTIMIZERS:
+            floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
+            rows.append(
+                {
+                    "optimizer": label,
+                    "model": name,
+                    "what": f"training step, batch {batch}" if batch else "step",
+                    "threads": count,
+                    "device": device,
+                    "median_ms": 1000 * medians[label],
+                    "over_sgd": medians[label] / medians["SGD"],
+                    "over_adamw": medians[label] / medians["AdamW"],
+                    "over_floor": medians[label] / floor if floor else None,
+                }
+            )
+    return rows
+
+
+def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds per step of each optimizer with the same gradients, and of copying what must be touched."""
+    make_model, shape = MODELS[name]
+    model = make_model().to(device)
+    sample = torch.zeros(1, *shape, device=device)
+    gradients = [torch.randn_like(p) for p in model.parameters()]
+    steps: dict[str, Callable[[], Any]] = {}
+    for label, make in OPTIMIZERS.items():
+        copied = copy.deepcopy(model)
+        for p, gradient in zip(copied.parameters(), gradients, strict=True):
+            p.grad = gradient
+        steps[label] = make(copied, sample).step
+    size = sum(p.numel() for p in model.parameters())
+    for touched in sorted({5, *TOUCHED.values()}):
+        # A copy reads and writes.
+        source = torch.zeros(size * touched // 2, device=device)
+        steps[f"floor {touched}"] = partial(torch.empty_like(source).copy_, source)
+    return _interleaved(steps, device, seconds)
+
+
+def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds per training step, forward pass to update, with each optimizer."""
+    make_model, shape = MODELS[name]
+    model = make_model().to(device)
+    x, y = torch.randn(batch, *shape, device=device), torch.randint(10, (batch,), device=device)
+    steps = {}
+    for label, make in OPTIMIZERS.items():
+        copied = copy.deepcopy(model)
+        steps[label] = partial(_train, copied, make(copied, x[:1]), x, y)
+    return _interleaved(steps, device, seconds)
+
+
+def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
+    """Seconds per call of each function, from blocks of calls in turn, for about so long; a round to warm up first."""
+    times: dict[str, list[float]] = {label: [] for label in steps}
+    end = None
+    while end is None or time.perf_counter() < end or len(times["SGD"]) < 3:
+        for label, step in steps.items():
+            start = time.perf_counter()
+            for _ in range(BLOCK):
+                step()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if end is not None:
+                times[label].append((time.perf_counter() - start) / BLOCK)
+        end = end or time.perf_counter() + seconds
+    return times
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
