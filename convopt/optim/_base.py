@@ -63,7 +63,7 @@ class SmoothingOptimizer(Optimizer, ABC):
         Raises:
             ValueError: both ``closure`` and ``loss`` were given.
             TypeError: the loss is not one number.
-            RuntimeError: a gradient is sparse or complex. Nothing has been updated then.
+            RuntimeError: a gradient is sparse or complex, or a parameter is sharded. Nothing has been updated then.
         """
         if closure is not None:
             if loss is not None:
@@ -137,6 +137,16 @@ class SmoothingOptimizer(Optimizer, ABC):
             torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
         else:
             torch._foreach_add_(params, directions, alpha=-lr)
+
+
+def is_at_rest(lr: float | Tensor) -> bool:
+    """Whether a learning rate is 0: then a step is for show, as distributed checkpoints make one with zero gradients.
+
+    A tensor is read on the CPU only: elsewhere the host would have to wait for the device.
+    """
+    if isinstance(lr, Tensor):
+        return not torch.compiler.is_compiling() and lr.device.type == "cpu" and lr.item() == 0
+    return lr == 0
 
 
 def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
@@ -219,9 +229,14 @@ def mean_statistics(losses: list[KernelLoss]) -> dict[str, Tensor]:
 
 
 def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
-    """The group's parameters that have a gradient; RuntimeError where one is sparse or complex."""
+    """The group's parameters that have a gradient; RuntimeError where one is sparse, complex or sharded."""
     params = [p for p in group["params"] if p.grad is not None]
     for p in params:
+        if is_sharded(p):
+            raise RuntimeError(
+                "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
+                "is smoothed and compared as a whole: use DistributedDataParallel"
+            )
         if p.grad.layout is not torch.strided:
             raise RuntimeError(
                 f"sparse gradients are not supported, got layout {p.grad.layout} of shape {tuple(p.shape)}"
@@ -229,6 +244,12 @@ def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
         if p.grad.is_complex():
             raise RuntimeError(f"complex gradients are not supported, got {p.grad.dtype} of shape {tuple(p.shape)}")
     return params
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Whether a rank holds a part of ``p`` only: a DTensor, or a piece of FSDP's flat parameter."""
+    # By their attributes, since torch builds without torch.distributed have no such classes to import.
+    return hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False)
 
 
 def _as_scalar(loss: Any) -> Tensor | float | None:
