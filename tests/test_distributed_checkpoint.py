@@ -83,6 +83,21 @@ def test_training_resumed_from_it_is_training_that_never_stopped(name, lr, steps
 
 
 @for_each_optimizer
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_training_can_be_rolled_back_again_and_again(name, tmp_path):
+    training = Training(name, 0.1)
+    training.run(slice(8))
+    training.save(tmp_path)
+    outcomes = []
+    for _ in range(3):
+        training.run(slice(8, 16))
+        outcomes.append(training.parameters())
+        training.load(tmp_path)
+    for other in outcomes[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(outcomes[0], other, strict=True))
+
+
+@for_each_optimizer
 @for_each_rate
 def test_the_step_for_show_moves_no_parameter_kernel_average_or_statistic(name, lr):
     plain, shown = Training(name, lr), Training(name, lr)

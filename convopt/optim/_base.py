@@ -34,9 +34,7 @@ class SmoothingOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Checkpoints and pickles from before an option existed get its default."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        complete_options(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not name are the defaults. ValueError names an option that is invalid."""
@@ -160,6 +158,14 @@ def check_integer(name: str, value: Any, *, at_least: int) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def complete_options(optimizer: Optimizer) -> None:
+    """Give the param groups the options that they lack, being of a checkpoint from before these existed."""
+    for group in optimizer.param_groups:
+        for name, value in optimizer.defaults.items():
+            if name != "differentiable":  # torch adds it to all defaults; checkpoints must have equal keys
+                group.setdefault(name, value)
 
 
 def restore_float32_state(optimizer: Optimizer, state_dict: dict[str, Any], names: Iterable[str]) -> None:

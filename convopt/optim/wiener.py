@@ -14,6 +14,7 @@ from torch.optim.sgd import sgd
 from convopt.optim._base import (
     check_integer,
     check_number,
+    complete_options,
     is_at_rest,
     named_params,
     params_with_grad,
@@ -235,9 +236,7 @@ class WienerOptimizer(Optimizer, ABC):
         """The base optimizer's step along ``directions``."""
 
     def _complete_groups(self) -> None:
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        complete_options(self)
         if self.param_groups:
             # In a group, and as one tensor, it survives state_dict, pickle, deepcopy and distributed checkpoints.
             self.param_groups[0].setdefault("annealing", new_statistics())
