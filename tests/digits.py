@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from convopt import ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, WienerAdamW, WienerSGD
 from convopt.lab import data
 
+data.torchvision_datasets()  # some trainers import torchvision, which not every pair of wheels can do by itself
+
 BATCH = 32
 DIGITS = data.load("digits")
 X, Y = DIGITS.train.x.flatten(1)[: 36 * BATCH], DIGITS.train.y[: 36 * BATCH]
@@ -28,8 +30,10 @@ class Network(nn.Sequential):
 
 
 OPTIMIZERS: dict[str, Callable[[Network], torch.optim.Optimizer]] = {
-    "ConvolutionalSGDv2": lambda model: ConvolutionalSGDv2(model.parameters(), lr=0.1, kernel_size=3, kernel_lr=0.1),
-    "LocalLossConvSGD": lambda model: LocalLossConvSGD(model.parameters(), lr=0.1, local_lr=0.01),
+    "ConvolutionalSGDv2": lambda model: ConvolutionalSGDv2(model.parameters(), lr=0.03, kernel_size=3, kernel_lr=0.1),
+    "LocalLossConvSGD": lambda model: LocalLossConvSGD(
+        model.parameters(), lr=0.03, local_lr=0.05, kernel_init="gaussian"
+    ),
     "WienerSGD": lambda model: WienerSGD(model.groups(), lr=0.1, annealing_ema=0.9, **ANNEALING),
     "WienerAdamW": lambda model: WienerAdamW(model.groups(), lr=0.01, annealing_ema=0.9, **ANNEALING),
     "AdamW with SNRAnnealing": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),

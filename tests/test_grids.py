@@ -176,7 +176,7 @@ def test_a_training_loop_takes_the_groups_and_learns():
     [("resnet18", 64, {"conv1.weight": (7, 7)}), ("vit_b_16", 224, {"conv_proj.weight": (16, 16)})],
 )
 def test_of_torchvisions_models_it_finds_the_stem(name, size, expected):
-    data._torchvision_datasets()  # a CPU build of torch does not import torchvision by itself
+    data.torchvision_datasets()  # a CPU build of torch does not import torchvision by itself
     models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
         model = getattr(models, name)()

@@ -160,7 +160,7 @@ def _mnist(root: str) -> Dataset:
 
 def _read_mnist(root: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """torchvision's MNIST under ``root``, downloaded there when absent: raw images and labels of both parts."""
-    datasets = _torchvision_datasets()
+    datasets = torchvision_datasets()
     raw = root / "MNIST" / "raw"
     missing = _missing_files(root)
     if missing:
@@ -200,7 +200,7 @@ def _check_idx_file(path: Path, magic: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def _torchvision_datasets():
+def torchvision_datasets():
     """``torchvision.datasets``, importable also where torch is a CPU build and torchvision's wheel a CUDA one.
 
     That torchvision registers fake kernels for operators that only its CUDA library defines. Declaring their
