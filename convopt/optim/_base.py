@@ -51,7 +51,8 @@ class SmoothingOptimizer(Optimizer, ABC):
         Args:
             closure: called once, before anything else, with gradients enabled. It may only compute the loss of
                 the batch whose gradients are in place, or do zero_grad, backward and return the loss; it may
-                return a tensor or a float.
+                return a tensor or a float. With GradScaler it must not do backward, whose gradients nobody would
+                unscale: pass ``loss``.
             loss: the loss of this batch if it is at hand already, a tensor or a float. It replaces the closure
                 and saves its forward pass.
 

@@ -132,6 +132,7 @@ class WienerOptimizer(Optimizer, ABC):
 
         Args:
             closure: called once, before anything else, with gradients enabled: zero_grad, backward, return the loss.
+                Not with GradScaler: nobody would unscale its gradients.
 
         Returns:
             What the closure returned.
