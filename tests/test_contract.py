@@ -294,7 +294,8 @@ class TestState:
         again = info.optim_cls([with_gradient((9, 9))])
         again.load_state_dict(old)
         again.step()
-        assert again.param_groups[0].keys() >= again.defaults.keys()
+        # torch adds "differentiable" to the defaults whenever something is loaded; none of ours has it.
+        assert again.param_groups[0].keys() >= again.defaults.keys() - {"differentiable"}
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
     def test_a_checkpoint_may_be_loaded_in_another_precision(self, info, dtype):
@@ -321,7 +322,7 @@ class TestState:
         other.load_state_dict(copy.deepcopy(saved))
         for _ in range(3):
             other.step()
-        torch.testing.assert_close(tensors_of(saved), kept)
+        torch.testing.assert_close(tensors_of(saved), kept, equal_nan=True)
 
     def test_a_checkpoint_of_other_groups_is_refused(self, info):
         optimizer = info.optim_cls([with_gradient((9, 9))])

@@ -102,8 +102,11 @@ def test_at_a_learning_rate_of_zero_kernels_and_statistics_rest():
     for _ in range(3):
         optimizer.step()
     torch.testing.assert_close(optimizer.kernels()["kernel_2d"], start)
-    assert "signal" not in optimizer.state[p]
     assert not p.any()
+    optimizer.param_groups[0]["lr"] = 0.1
+    p.grad = torch.randn(9, 9, generator=torch.Generator().manual_seed(9))
+    optimizer.step()
+    assert torch.equal(optimizer.state[p]["signal"], p.grad)  # the average starts here
 
 
 def test_statistics_compare_the_gradient_with_its_average():

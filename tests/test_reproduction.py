@@ -102,7 +102,7 @@ def test_verify_trains_a_sample_again_and_prints_both(project, capsys):
 
 
 def test_verify_fails_where_a_run_comes_out_otherwise(project, published, capsys):
-    write_table([shifted(record, 30.0) for record in published], project / PUBLISHED)
+    write_table([shifted(record, 300.0) for record in published], project / PUBLISHED)
     assert main(["verify", "--sample", "1", "--jobs", "1"]) == 1
     shown = capsys.readouterr()
     assert "--seed" in shown.out

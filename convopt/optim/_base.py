@@ -34,9 +34,7 @@ class SmoothingOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Checkpoints and pickles from before an option existed get its default."""
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        complete_options(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not name are the defaults. ValueError names an option that is invalid."""
@@ -53,7 +51,8 @@ class SmoothingOptimizer(Optimizer, ABC):
         Args:
             closure: called once, before anything else, with gradients enabled. It may only compute the loss of
                 the batch whose gradients are in place, or do zero_grad, backward and return the loss; it may
-                return a tensor or a float.
+                return a tensor or a float. With GradScaler it must not do backward, whose gradients nobody would
+                unscale: pass ``loss``.
             loss: the loss of this batch if it is at hand already, a tensor or a float. It replaces the closure
                 and saves its forward pass.
 
@@ -63,7 +62,7 @@ class SmoothingOptimizer(Optimizer, ABC):
         Raises:
             ValueError: both ``closure`` and ``loss`` were given.
             TypeError: the loss is not one number.
-            RuntimeError: a gradient is sparse or complex. Nothing has been updated then.
+            RuntimeError: a gradient is sparse or complex, or a parameter is sharded. Nothing has been updated then.
         """
         if closure is not None:
             if loss is not None:
@@ -139,6 +138,16 @@ class SmoothingOptimizer(Optimizer, ABC):
             torch._foreach_add_(params, directions, alpha=-lr)
 
 
+def is_at_rest(lr: float | Tensor) -> bool:
+    """Whether a learning rate is 0: then a step is for show, as distributed checkpoints make one with zero gradients.
+
+    A tensor is read on the CPU only: elsewhere the host would have to wait for the device.
+    """
+    if isinstance(lr, Tensor):
+        return not torch.compiler.is_compiling() and lr.device.type == "cpu" and lr.item() == 0
+    return lr == 0
+
+
 def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
     """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
     is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
@@ -150,6 +159,14 @@ def check_integer(name: str, value: Any, *, at_least: int) -> None:
     """Raise ValueError unless ``value`` is an integer of at least ``at_least``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def complete_options(optimizer: Optimizer) -> None:
+    """Give the param groups the options that they lack, being of a checkpoint from before these existed."""
+    for group in optimizer.param_groups:
+        for name, value in optimizer.defaults.items():
+            if name != "differentiable":  # torch adds it to all defaults; checkpoints must have equal keys
+                group.setdefault(name, value)
 
 
 def restore_float32_state(optimizer: Optimizer, state_dict: dict[str, Any], names: Iterable[str]) -> None:
@@ -219,9 +236,14 @@ def mean_statistics(losses: list[KernelLoss]) -> dict[str, Tensor]:
 
 
 def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
-    """The group's parameters that have a gradient; RuntimeError where one is sparse or complex."""
+    """The group's parameters that have a gradient; RuntimeError where one is sparse, complex or sharded."""
     params = [p for p in group["params"] if p.grad is not None]
     for p in params:
+        if is_sharded(p):
+            raise RuntimeError(
+                "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
+                "is smoothed and compared as a whole: use DistributedDataParallel"
+            )
         if p.grad.layout is not torch.strided:
             raise RuntimeError(
                 f"sparse gradients are not supported, got layout {p.grad.layout} of shape {tuple(p.shape)}"
@@ -229,6 +251,12 @@ def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
         if p.grad.is_complex():
             raise RuntimeError(f"complex gradients are not supported, got {p.grad.dtype} of shape {tuple(p.shape)}")
     return params
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Whether a rank holds a part of ``p`` only: a DTensor, or a piece of FSDP's flat parameter."""
+    # By their attributes, since torch builds without torch.distributed have no such classes to import.
+    return hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False)
 
 
 def _as_scalar(loss: Any) -> Tensor | float | None:

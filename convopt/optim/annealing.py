@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.optim._base import check_integer, check_number, params_with_grad, together
+from convopt.optim._base import check_integer, check_number, is_at_rest, params_with_grad, together
 from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
@@ -52,8 +52,8 @@ class SNRAnnealing:
     Raises:
         TypeError: ``optimizer`` is not a torch optimizer, or is LBFGS, whose step takes many gradients.
         ValueError: an option is outside its range.
-        RuntimeError: at a step, where a gradient is sparse or complex, or a fused optimizer is given gradients that
-            GradScaler has not unscaled. Nothing has been updated then.
+        RuntimeError: at a step, where a gradient is sparse or complex, a parameter is sharded, or a fused optimizer is
+            given gradients that GradScaler has not unscaled. Nothing has been updated then.
 
     Source: the inner product of consecutive gradients as a test of stationarity is Pflug's (1983); see Chee and Toulis,
     Convergence diagnostics for stochastic gradient descent with constant learning rate (arXiv:1710.06382).
@@ -104,10 +104,13 @@ class SNRAnnealing:
         self._restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Statistics and previous gradients (in the order of the parameters), to be saved beside the optimizer's."""
+        """Statistics and previous gradients (in the order of the parameters), to be saved beside the optimizer's.
+
+        Of a parameter without a previous gradient there are zeros: distributed checkpoints load into tensors.
+        """
         return {
             "statistics": self._statistics.clone(),
-            "previous": [self._previous.get(p) for p in self._params()],
+            "previous": [self._previous[p] if p in self._previous else torch.zeros_like(p) for p in self._params()],
             "unread": self._unread,
             "host_factor": self._host_factor,
         }
@@ -117,7 +120,9 @@ class SNRAnnealing:
         params, previous = self._params(), state_dict["previous"]
         if len(params) != len(previous):
             raise ValueError(f"state_dict must hold {len(params)} previous gradients, got {len(previous)}")
-        self._previous = {p: g.to(p.device, copy=True) for p, g in zip(params, previous, strict=True) if g is not None}
+        self._previous = {
+            p: g.to(p.device, copy=True) for p, g in zip(params, previous, strict=True) if g is not None and g.any()
+        }
         self._statistics = state_dict["statistics"].to(params[0].device, copy=True)
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
 
@@ -148,8 +153,7 @@ class SNRAnnealing:
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._restore()
-        rates = [group["lr"] for group in optimizer.param_groups]
-        if any(isinstance(lr, Tensor) or lr for lr in rates):
+        if not all(is_at_rest(group["lr"]) for group in optimizer.param_groups):
             self._measure()
 
     def _restore(self) -> None:

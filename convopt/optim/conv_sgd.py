@@ -1,8 +1,11 @@
 """ConvolutionalSGD: one 1-D kernel, adapted by whether the loss fell."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from convopt.optim._base import SmoothingOptimizer, check_number, initial_kernel, smooth_flattened
@@ -20,6 +23,10 @@ class ConvolutionalSGD(SmoothingOptimizer):
 
     with U the uniform kernel (with ``maximize``, where the loss rose). Without a loss the kernel stays as it is.
 
+    Where torch.distributed runs several ranks, their kernels stay the same only if they learn the same loss: pass its
+    average over the ranks. A closure, or a loss that gradients can flow through, is one rank's own and refused. (The
+    optimizer does not average them itself, because that would hang wherever only some ranks make a step.)
+
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
@@ -31,6 +38,7 @@ class ConvolutionalSGD(SmoothingOptimizer):
 
     Raises:
         ValueError: an option is outside its range.
+        RuntimeError: at a step on one of several ranks, given a closure or a loss that is not averaged over the ranks.
     """
 
     _shared_kernels = ("kernel",)
@@ -61,6 +69,16 @@ class ConvolutionalSGD(SmoothingOptimizer):
             },
         )
 
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
+        """As in the base class. RuntimeError, before anything else, for a loss of one of several ranks."""
+        if several_ranks() and (closure is not None or (isinstance(loss, Tensor) and loss.requires_grad)):
+            raise RuntimeError(
+                f"loss must be the average over all {dist.get_world_size()} ranks, got "
+                f"{'a closure' if closure is not None else 'a loss with a graph'}, which is of one rank: average "
+                "loss.detach() with torch.distributed.all_reduce and pass it as step(loss=average)"
+            )
+        return super().step(closure, loss=loss)
+
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
         check_number("kernel_lr", options["kernel_lr"], at_least=0)
@@ -68,7 +86,8 @@ class ConvolutionalSGD(SmoothingOptimizer):
     def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
         return {
             "kernel": initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1),
-            "previous_loss": None,
+            # nan before there was one: distributed checkpoints load a tensor only in a tensor's place.
+            "previous_loss": torch.tensor(math.nan, dtype=torch.float64),
         }
 
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -78,11 +97,16 @@ class ConvolutionalSGD(SmoothingOptimizer):
         kernel = group["kernel"]
         self._descend(group, params, smooth_flattened([p.grad for p in params], group["kernel_size"], kernel))
         if loss is not None:
-            if group["previous_loss"] is not None:
-                change = loss - group["previous_loss"]
-                improved = change > 0 if group["maximize"] else change < 0
-                group["kernel"] = adapt_to_loss(kernel, improved, group["kernel_lr"])
-            group["previous_loss"] = loss
+            previous = group["previous_loss"]
+            improved = loss > previous if group["maximize"] else loss < previous
+            adapted = adapt_to_loss(kernel, improved, group["kernel_lr"])
+            group["kernel"] = torch.where(previous.isnan().to(kernel.device), kernel, adapted)
+            group["previous_loss"] = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else torch.float64)
+
+
+def several_ranks() -> bool:
+    """Whether this process is one of several that torch.distributed runs."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def adapt_to_loss(kernel: Tensor, fell: bool | Tensor, kernel_lr: float) -> Tensor:

@@ -10,6 +10,7 @@ from convopt.optim._base import (
     SmoothingOptimizer,
     check_number,
     initial_kernel,
+    is_at_rest,
     mean_statistics,
     smooth_flattened,
     together,
@@ -114,9 +115,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         return {"kernel_1d": _kernel(group, "logits_1d"), "kernel_2d": _kernel(group, "logits_2d").view(size, size)}
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        lr = group["lr"]
-        resting = not isinstance(lr, Tensor) and lr == 0
+        resting = is_at_rest(group["lr"])
         layouts = {p: layout for p in params if (layout := _layout(p.shape, group["kernel_size"])) is not None}
+        self._init_signals(list(layouts))
         if not resting:
             group["steps"] += 1
             self._update_signals(group, list(layouts))
@@ -128,16 +129,19 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
                 directions[p] = self._smooth_and_adapt(group, p, layout)
         self._descend(group, params, list(directions.values()))
 
-    def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        grads = [at_least_float32(p.grad) for p in params]
-        for p, grad in zip(params, grads, strict=True):
+    def _init_signals(self, params: list[Tensor]) -> None:
+        """Also at rest: of the state, a distributed checkpoint loads only what a step for show has made."""
+        for p in params:
             if "signal" not in self.state[p]:
-                self.state[p]["signal"] = grad.clone(memory_format=torch.preserve_format)
-            elif self.state[p]["signal"].dtype != grad.dtype:  # from a checkpoint in another precision
-                self.state[p]["signal"] = self.state[p]["signal"].to(grad.dtype)
+                self.state[p]["signal"] = at_least_float32(p.grad).clone(memory_format=torch.preserve_format)
+            # It may have come with a checkpoint in another precision.
+            self.state[p]["signal"] = self.state[p]["signal"].to(at_least_float32(p.grad).dtype)
+
+    def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if params:
+            weight = 1 if group["steps"] == 1 else 1 - group["noise_estimation_momentum"]
             signals = [self.state[p]["signal"] for p in params]
-            torch._foreach_lerp_(signals, grads, 1 - group["noise_estimation_momentum"])
+            torch._foreach_lerp_(signals, [at_least_float32(p.grad) for p in params], weight)
 
     def _smooth_and_adapt(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Tensor:
         """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""

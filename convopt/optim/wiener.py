@@ -11,7 +11,15 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from convopt.optim._base import check_integer, check_number, named_params, params_with_grad, restore_float32_state
+from convopt.optim._base import (
+    check_integer,
+    check_number,
+    complete_options,
+    is_at_rest,
+    named_params,
+    params_with_grad,
+    restore_float32_state,
+)
 from convopt.optim.annealing import (
     agreement,
     annealing_factor,
@@ -125,21 +133,23 @@ class WienerOptimizer(Optimizer, ABC):
 
         Args:
             closure: called once, before anything else, with gradients enabled: zero_grad, backward, return the loss.
+                Not with GradScaler: nobody would unscale its gradients.
 
         Returns:
             What the closure returned.
 
         Raises:
-            RuntimeError: a gradient is sparse or complex, or ``second_estimate`` is "half batches" and
-                :meth:`mark_half` was not called since the last step. Nothing has been updated then.
+            RuntimeError: a gradient is sparse or complex, a parameter is sharded, or ``second_estimate`` is
+                "half batches" and :meth:`mark_half` was not called since the last step. Nothing has been updated then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         params_of_groups = [params_with_grad(group) for group in self.param_groups]
+        first = not self.state
         for group in self.param_groups:
-            self._init_group(group)
+            self._init_group(group, first)
         compares, remembers = self._turn()
         self._check_second_estimate(params_of_groups, compares)
         if compares or remembers:
@@ -160,7 +170,8 @@ class WienerOptimizer(Optimizer, ABC):
         """With ``second_estimate="half batches"``: the gradients so far are those of the first half of the batch.
 
         Call it once before each step, between two ``backward`` of half of the batch each, or of equally many
-        micro-batches. The gradients of the halves must count the same in their sum.
+        micro-batches. The gradients of the halves must count the same in their sum. With DistributedDataParallel the
+        ``backward`` before it must not be under ``no_sync()``: ranks that see halves of their own would part ways.
 
         Raises:
             RuntimeError: ``second_estimate`` is another, or a gradient is sparse or complex.
@@ -169,8 +180,9 @@ class WienerOptimizer(Optimizer, ABC):
             raise RuntimeError('mark_half() needs an optimizer made with second_estimate="half batches"')
         compares = torch.compiler.is_compiling() or self.param_groups[0]["turn"] == 0
         for group in self.param_groups:
+            params = params_with_grad(group)
             self._init_group(group)
-            for p in params_with_grad(group) if compares else ():
+            for p in params if compares else ():
                 if group["grid"] is not None:
                     self._remember(p, self._spectrum(group, p))
                 elif self.defaults["snr_annealing"]:
@@ -226,25 +238,31 @@ class WienerOptimizer(Optimizer, ABC):
         """The base optimizer's step along ``directions``."""
 
     def _complete_groups(self) -> None:
-        for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+        complete_options(self)
         if self.param_groups:
             # In a group, and as one tensor, it survives state_dict, pickle, deepcopy and distributed checkpoints.
             self.param_groups[0].setdefault("annealing", new_statistics())
             self.param_groups[0].setdefault("turn", 0)
 
-    def _init_group(self, group: dict[str, Any]) -> None:
-        """Make what the group's parameters need. torch.compile runs a method of this name instead of tracing it."""
+    def _init_group(self, group: dict[str, Any], first: bool = False) -> None:
+        """Make what the group's parameters need. torch.compile runs a method of this name instead of tracing it.
+
+        At the first step zeros are made for second estimates as well, of which a comparison learns nothing: of the
+        state, a distributed checkpoint loads only what a first step has made.
+        """
         for p in group["params"]:
             if p.grad is not None and group["grid"] is not None and "coherence" not in self.state[p]:
                 bands = self._bands(group, at_least_float32(p.grad))
                 self.state[p]["coherence"] = torch.zeros(2, len(bands.weights), device=p.device)
+            if p.grad is not None and first and not self._halves:
+                if group["grid"] is not None:
+                    self._remember(p, torch.zeros_like(self._spectrum(group, p)))
+                elif self.defaults["snr_annealing"]:
+                    self._remember(p, torch.zeros_like(p.grad))
 
     @property
     def _learns(self) -> bool:
-        """A rate of zero is a step for show, as distributed checkpoints make one."""
-        return any(isinstance(group["lr"], Tensor) or group["lr"] for group in self.param_groups)
+        return not all(is_at_rest(group["lr"]) for group in self.param_groups)
 
     def _turn(self) -> tuple[bool, bool]:
         """Whether this step compares its gradients with a second estimate, and whether the next one is to."""
@@ -593,8 +611,8 @@ class WienerAdamW(WienerOptimizer):
             check_number(f"betas[{i}]", beta, at_least=0, below=1)
         check_number("eps", options["eps"], at_least=0)
 
-    def _init_group(self, group: dict[str, Any]) -> None:
-        super()._init_group(group)
+    def _init_group(self, group: dict[str, Any], first: bool = False) -> None:
+        super()._init_group(group, first)
         for p in group["params"]:
             if p.grad is not None and "step" not in self.state[p]:
                 state = self.state[p]
