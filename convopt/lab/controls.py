@@ -21,14 +21,6 @@ class _RawDirection(SmoothingOptimizer):
         super()._descend(group, params, _with_lengths_of(grads, directions))
 
 
-class _RawLength(SmoothingOptimizer):
-    """Steps along the smoothed gradient, but as long as the gradient's, parameter by parameter."""
-
-    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
-        super()._descend(group, params, _with_lengths_of(directions, grads))
-
-
 class RawDirectionSGD(_RawDirection, ConvolutionalSGD):
     """SGD at the effective step of ConvolutionalSGD."""
 
@@ -37,12 +29,12 @@ class RawDirectionSGDv2(_RawDirection, ConvolutionalSGDv2):
     """SGD at the effective step of ConvolutionalSGDv2."""
 
 
-class RawLengthSGD(_RawLength, ConvolutionalSGD):
-    """ConvolutionalSGD at the effective step of SGD."""
+class RawLengthSGD(ConvolutionalSGD):
+    """ConvolutionalSGD at the effective step of SGD: along the smoothed gradient, as long as the gradient."""
 
-
-class RawLengthSGDv2(_RawLength, ConvolutionalSGDv2):
-    """ConvolutionalSGDv2 at the effective step of SGD."""
+    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
+        grads = [p.grad for p in params]
+        super()._descend(group, params, _with_lengths_of(directions, grads))
 
 
 def _with_lengths_of(directions: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:

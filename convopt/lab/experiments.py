@@ -161,10 +161,10 @@ def with_lr(recipe: Recipe, lr: float, schedule: str = "constant") -> Recipe:
     return replace(with_options(recipe, lr=lr), schedule=schedule)
 
 
-def with_options(recipe: Recipe, **options: object) -> Recipe:
-    """The recipe with these options of its optimizer."""
-    merged = {**dict(recipe.optimizer.options), **options}
-    return replace(recipe, optimizer=Choice.of(recipe.optimizer.name, **merged))
+def with_options(recipe: Recipe, part: str = "optimizer", /, **options: object) -> Recipe:
+    """The recipe with these options of its optimizer, or of another ``part``: loss, averaging or annealing."""
+    choice = getattr(recipe, part)
+    return replace(recipe, **{part: Choice.of(choice.name, **{**dict(choice.options), **options})})
 
 
 SMALL_NET = Choice.of("SimpleNet", hidden_size=64)
@@ -530,12 +530,10 @@ class Rival:
     options: tuple[tuple[str, Sequence[object]], ...] = ()
 
 
-def with_option(recipe: Recipe, name: str, value: object) -> Recipe:
-    """The recipe with an option of its optimizer, or of its loss, averaging or annealing: ``"loss.amount"``."""
+def part_and_option(name: str) -> tuple[str, str]:
+    """``"loss.amount"`` taken apart; an option without a part is the optimizer's."""
     part, _, option = name.rpartition(".")
-    part = part or "optimizer"
-    choice = getattr(recipe, part)
-    return replace(recipe, **{part: Choice.of(choice.name, **{**dict(choice.options), option: value})})
+    return part or "optimizer", option
 
 
 def _optimizer(name: str, **options: object) -> Recipe:
@@ -613,7 +611,8 @@ def trials(label: str) -> list[Recipe]:
     for first, *others in sampler.random(TRIALS):
         recipe = with_options(rival.recipe, lr=float(f"{math.exp(low + first * (high - low)):.2g}"))
         for (name, values), share in zip(rival.options, others, strict=True):
-            recipe = with_option(recipe, name, values[int(share * len(values))])
+            part, option = part_and_option(name)
+            recipe = with_options(recipe, part, **{option: values[int(share * len(values))]})
         drawn.append(recipe)
     return drawn
 

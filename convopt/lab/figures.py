@@ -97,14 +97,18 @@ def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> 
                 continue
             interval = mean_interval(values)
             axes.scatter(values, [row] * len(values), color=colour, alpha=0.25, s=14, linewidths=0)
-            axes.plot(interval.mean, row, "o", color=colour, markersize=7)
-            if interval.low is not None:
-                axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+            _dot(axes, interval, row, colour)
         axes.set(xlabel=AXIS_LABELS[measure])
         axes.set_yticks(range(len(labels)), labels)
     panels[0][0].invert_yaxis()
     figure.suptitle(title)
     return figure
+
+
+def _dot(axes: Axes, interval: Interval, row: int, colour: str) -> None:
+    axes.plot(interval.mean, row, "o", color=colour, markersize=7)
+    if interval.low is not None:
+        axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
 
 
 def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
@@ -125,9 +129,7 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
             if not isinstance(value, Interval):
                 continue
             colour = shades[name] if table.index > 1 else OKABE_ITO[6]
-            axes.plot(value.mean, row, "o", color=colour, markersize=6)
-            if value.low is not None:
-                axes.plot([value.low, value.high], [row, row], color=colour, linewidth=2.5)
+            _dot(axes, value, row, colour)
         for row in _block_ends(index):
             axes.axhline(row + 0.5, color="grey", linewidth=0.6)
         if table.signed:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from convopt.lab.experiments import RIVALS, Experiment
+from convopt.lab.experiments import RIVALS, Experiment, part_and_option
 from convopt.lab.records import Record, finished
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval, holm, mean_interval, paired_difference, verdict
@@ -258,8 +258,8 @@ def searched(label: str, run: Run) -> dict[str, Any]:
     """The options that the rival's search draws, beside the learning rate, and their values in ``run``."""
     values = {}
     for name, _ in RIVALS[label].options:
-        part, _, option = name.rpartition(".")
-        values[option] = dict(getattr(run, part or "optimizer").options)[option]
+        part, option = part_and_option(name)
+        values[option] = dict(getattr(run, part).options)[option]
     return values
 
 

@@ -47,7 +47,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "RawDirectionSGD": controls.RawDirectionSGD,
     "RawDirectionSGDv2": controls.RawDirectionSGDv2,
     "RawLengthSGD": controls.RawLengthSGD,
-    "RawLengthSGDv2": controls.RawLengthSGDv2,
     **rivals.RIVALS,
 }
 """Optimizers of the experiments by name."""
