@@ -69,8 +69,8 @@ retest:  ## run the tests whether or not anything has changed
 test-all: $(READY)  ## run all tests
 	$(BIN)/pytest -n auto -m ''
 
-lint: $(READY)  ## check style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:  ## remove what was built, but not .venv, runs or data
-	rm -rf book/_build book/executed .pytest_cache .ruff_cache .hypothesis
+	rm -rf book/_build book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -114,7 +114,10 @@ def test_publish_refuses_an_incomplete_study(tmp_path):
     assert not (tmp_path / PUBLISHED).exists()
 
 
-def test_importing_convopt_imports_nothing_of_the_lab():
-    code = "import sys, convopt; print([m for m in ('matplotlib', 'pandas', 'convopt.lab') if m in sys.modules])"
+def test_importing_convopt_imports_nothing_but_itself_and_torch():
+    code = "import sys, torch; before = set(sys.modules); import convopt; print(*set(sys.modules) - before)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    imported = shown.stdout.split()
+    assert "convopt.optim" in imported
+    assert {name.split(".")[0] for name in imported} == {"convopt"}
+    assert not any(name.startswith("convopt.lab") for name in imported)

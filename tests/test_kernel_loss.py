@@ -64,15 +64,22 @@ def test_three_part_loss_through_a_softmax(seed, ndim, scale, weights):
 
 
 @given(st.integers(0, 1000), SCALES, st.sampled_from([0.0, 0.1, 1.0]))
-def test_local_loss_through_the_normalisation(seed, scale, weight):
-    grad, _, taps, shifts = setting(seed, 1, scale)
-    kernel = taps / taps.sum()
+def test_local_losses_of_several_gradients_through_the_normalisation(seed, scale, weight):
+    """Together, from stacked statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    grads = [scale * torch.randn(length, generator=generator, dtype=torch.float64) for length in (13, 9)]
+    taps = torch.rand(2, 5, generator=generator, dtype=torch.float64) + 0.1
+    shifts = [LineShifts([grad], 5) for grad in grads]
+    statistics = LineShifts(grads, 5).statistics()
+    slopes = kernel_loss.local_loss_of_taps(taps / taps.sum(1, keepdim=True), statistics, weight).gradient
+    for grad, its_shifts, kernel, slope in zip(
+        grads, shifts, taps, kernel_loss.through_normalisation(slopes, taps), strict=True
+    ):
 
-    def loss(k):
-        return kernel_loss.local_loss(smoothed_by(shifts, k / k.sum()), grad, weight).value
+        def loss(k, grad=grad, shifts=its_shifts):
+            return kernel_loss.local_loss(smoothed_by(shifts, k / k.sum()), grad, weight).value
 
-    derivative = kernel_loss.local_loss_derivative(shifts.smooth(kernel)[0], grad, weight)
-    agree(kernel_loss.through_normalisation(shifts.correlate([derivative]), kernel), loss, kernel)
+        agree(slope, loss, kernel)
 
 
 def test_a_zero_gradient_has_cosine_zero_and_moves_no_kernel():
@@ -80,7 +87,6 @@ def test_a_zero_gradient_has_cosine_zero_and_moves_no_kernel():
     weights = (0.5, 1.0, 0.2)
     assert kernel_loss.three_part_loss(zero, zero, zero, weights).cosine_similarity == 0
     assert not kernel_loss.three_part_loss_derivative(zero, zero, zero, weights).any()
-    assert not kernel_loss.local_loss_derivative(zero, zero, 0.1).any()
 
 
 SHAPES = st.one_of(

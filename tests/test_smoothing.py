@@ -15,7 +15,8 @@ from convopt.theory.smoothing import LineShifts, PictureShifts, shift_statistics
 
 SIZES = st.sampled_from([1, 3, 5, 7])
 BOUNDARIES = st.sampled_from(get_args(smoothing.Boundary))
-WAYS = st.sampled_from([{"CACHE": 0, "SHORT": 0}, {"SHORT": 0}, {}])  # views of the gradient, copies, gathered copies
+# Views of the gradient, whole and in blocks; both views and copies; copies.
+WAYS = st.sampled_from([{"CACHE": 0, "SHORT": 0}, {"CACHE": 0, "SHORT": 0, "BLOCK": 3}, {"SHORT": 15}, {}])
 
 
 @contextmanager
@@ -51,6 +52,16 @@ def test_lines_smoothed_together_equal_conv1d_of_each(size, lengths, boundary, w
         torch.testing.assert_close(result, convolution(line, kernel, boundary))
 
 
+@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), BOUNDARIES, WAYS, st.integers(0, 1000))
+def test_lines_with_a_kernel_each_are_smoothed_as_if_alone(size, lengths, boundary, way, seed):
+    lines = [tensor(length, seed=seed + i) for i, length in enumerate(lengths)]
+    kernels = tensor(len(lines), size, seed=seed)
+    with computed(way):
+        smoothed = LineShifts(lines, size, boundary).smooth(kernels)
+    for result, line, kernel in zip(smoothed, lines, kernels, strict=True):
+        torch.testing.assert_close(result, convolution(line, kernel, boundary))
+
+
 @given(
     SIZES,
     st.lists(st.integers(7, 20), min_size=1, max_size=3),
@@ -66,6 +77,16 @@ def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, b
         smoothed = PictureShifts(pictures, size, boundary).smooth(kernel)
     for result, picture in zip(smoothed, pictures, strict=True):
         torch.testing.assert_close(result, convolution(picture, kernel, boundary))
+
+
+@given(SIZES, st.integers(1, 4), BOUNDARIES, WAYS, st.integers(0, 99))
+def test_interleaved_pictures_are_smoothed_one_by_one(size, step, boundary, way, seed):
+    pictures, kernel = tensor(step, 9, 8, seed=seed), tensor(size, size, seed=seed)
+    interleaved = pictures.permute(1, 2, 0).reshape(9, 8 * step)
+    with computed(way):
+        (smoothed,) = PictureShifts([interleaved], size, boundary, step).smooth(kernel)
+    expected = torch.stack([convolution(picture, kernel, boundary) for picture in pictures])
+    torch.testing.assert_close(smoothed.view(9, 8, step).permute(2, 0, 1), expected)
 
 
 def test_leading_axes_are_smoothed_one_by_one():
@@ -95,11 +116,19 @@ def test_the_statistics_are_the_inner_products_of_the_shifted_copies(size, shape
     units = torch.eye(size**ndim, dtype=torch.float64).view(-1, *[size] * ndim)
     shifts = torch.stack([smooth(gradient, unit, boundary).flatten() for unit in units])
     statistics = shift_statistics(gradient, size, target, boundary)
-    torch.testing.assert_close(statistics.products, shifts @ shifts.T)
+    torch.testing.assert_close(statistics.products, shifts @ shifts.T / gradient.numel())
     torch.testing.assert_close(statistics.means, shifts.mean(1))
-    torch.testing.assert_close(statistics.target_products, shifts @ target.flatten())
-    torch.testing.assert_close(statistics.target_power, target.square().sum())
-    assert statistics.numel == gradient.numel()
+    torch.testing.assert_close(statistics.target_products, shifts @ target.flatten() / gradient.numel())
+    torch.testing.assert_close(statistics.target_power, target.square().mean())
+
+
+@given(SIZES, st.lists(st.integers(7, 40), min_size=1, max_size=4), BOUNDARIES, WAYS, st.integers(0, 1000))
+def test_the_statistics_of_lines_together_are_those_of_each(size, lengths, boundary, way, seed):
+    lines = [tensor(length, seed=seed + i) for i, length in enumerate(lengths)]
+    with computed(way):
+        statistics = LineShifts(lines, size, boundary).statistics()
+    for fields, line in zip(zip(*statistics, strict=True), lines, strict=True):
+        torch.testing.assert_close(fields, tuple(shift_statistics(line, size, boundary=boundary)))
 
 
 @given(SIZES, st.sampled_from([(9,), (7, 8)]), BOUNDARIES)

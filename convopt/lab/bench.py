@@ -140,17 +140,23 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     return rows
 
 
+def with_gradients(name: str, device: str) -> tuple[nn.Module, Tensor]:
+    """One of ``MODELS``, its gradients white noise of one seed, and a batch of one picture that it takes."""
+    make_model, shape = MODELS[name]
+    model, generator = make_model().to(device), torch.Generator(device).manual_seed(0)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator, device=device)
+    return model, torch.zeros(1, *shape, device=device)
+
+
 def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
     """Seconds per step of each optimizer with the same gradients, and of copying what must be touched."""
-    make_model, shape = MODELS[name]
-    model = make_model().to(device)
-    sample = torch.zeros(1, *shape, device=device)
-    gradients = [torch.randn_like(p) for p in model.parameters()]
     steps: dict[str, Callable[[], Any]] = {}
+    model, sample = with_gradients(name, device)
     for label, make in OPTIMIZERS.items():
         copied = copy.deepcopy(model)
-        for p, gradient in zip(copied.parameters(), gradients, strict=True):
-            p.grad = gradient
+        for p, original in zip(copied.parameters(), model.parameters(), strict=True):
+            p.grad = original.grad  # ten copies of large gradients would fill the memory
         steps[label] = make(copied, sample).step
     size = sum(p.numel() for p in model.parameters())
     for touched in sorted({5, *TOUCHED.values()}):

@@ -129,8 +129,10 @@ class SmoothingOptimizer(Optimizer, ABC):
             buffers = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, directions)
-            nesterov = group["nesterov"]
-            directions = torch._foreach_add(directions, buffers, alpha=group["momentum"]) if nesterov else buffers
+            if group["nesterov"]:
+                directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
+            else:
+                directions = buffers
         lr = group["lr"]
         if isinstance(lr, Tensor):
             torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
@@ -244,13 +246,20 @@ def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
                 "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
                 "is smoothed and compared as a whole: use DistributedDataParallel"
             )
-        if p.grad.layout is not torch.strided:
+        grad = grad_of(p)
+        if grad.layout is not torch.strided:
             raise RuntimeError(
-                f"sparse gradients are not supported, got layout {p.grad.layout} of shape {tuple(p.shape)}"
+                f"sparse gradients are not supported, got layout {grad.layout} of shape {tuple(p.shape)}"
             )
-        if p.grad.is_complex():
-            raise RuntimeError(f"complex gradients are not supported, got {p.grad.dtype} of shape {tuple(p.shape)}")
+        if grad.is_complex():
+            raise RuntimeError(f"complex gradients are not supported, got {grad.dtype} of shape {tuple(p.shape)}")
     return params
+
+
+def grad_of(p: Tensor) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert p.grad is not None
+    return p.grad
 
 
 def is_sharded(p: Tensor) -> bool:

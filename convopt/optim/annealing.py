@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.optim._base import check_integer, check_number, is_at_rest, params_with_grad, together
+from convopt.optim._base import check_integer, check_number, grad_of, is_at_rest, params_with_grad, together
 from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
@@ -130,7 +130,7 @@ class SNRAnnealing:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _grads(self) -> dict[Tensor, Tensor]:
-        return {p: p.grad for group in self.optimizer.param_groups for p in params_with_grad(group)}
+        return {p: grad_of(p) for group in self.optimizer.param_groups for p in params_with_grad(group)}
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._restore()  # a step that raised left its learning rates scaled

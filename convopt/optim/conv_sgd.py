@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, check_number, initial_kernel, smooth_flattened
+from convopt.optim._base import SmoothingOptimizer, check_number, grad_of, initial_kernel, smooth_flattened
 
 
 class ConvolutionalSGD(SmoothingOptimizer):
@@ -95,7 +95,7 @@ class ConvolutionalSGD(SmoothingOptimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         kernel = group["kernel"]
-        self._descend(group, params, smooth_flattened([p.grad for p in params], group["kernel_size"], kernel))
+        self._descend(group, params, smooth_flattened([grad_of(p) for p in params], group["kernel_size"], kernel))
         if loss is not None:
             previous = group["previous_loss"]
             improved = loss > previous if group["maximize"] else loss < previous
@@ -112,8 +112,8 @@ def several_ranks() -> bool:
 def adapt_to_loss(kernel: Tensor, fell: bool | Tensor, kernel_lr: float) -> Tensor:
     """v1's heuristic: ``kernel`` (float32, ``(k,)``) after a step. ``fell`` may be a 0-dim bool tensor."""
     if isinstance(fell, Tensor):
-        outcomes = (adapt_to_loss(kernel, outcome, kernel_lr) for outcome in (True, False))
-        return torch.where(fell.to(kernel.device), *outcomes)
+        if_fell, if_not = (adapt_to_loss(kernel, outcome, kernel_lr) for outcome in (True, False))
+        return torch.where(fell.to(kernel.device), if_fell, if_not)
     if fell:
         adapted = kernel.clone()
         adapted[kernel.numel() // 2].add_(kernel_lr)

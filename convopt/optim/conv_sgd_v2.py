@@ -1,5 +1,6 @@
 """ConvolutionalSGDv2: shared 1-D and 2-D kernels, learned by gradient descent on a three-part loss."""
 
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from convopt.optim._base import (
     SmoothingOptimizer,
     check_number,
+    grad_of,
     initial_kernel,
     is_at_rest,
     mean_statistics,
@@ -16,7 +18,7 @@ from convopt.optim._base import (
     together,
 )
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
-from convopt.theory.smoothing import LineShifts, PictureShifts, Shifts, at_least_float32
+from convopt.theory.smoothing import BLOCK, LineShifts, PictureShifts, Shifts, at_least_float32
 from convopt.theory.snr import ema_powers
 
 
@@ -121,7 +123,7 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         if not resting:
             group["steps"] += 1
             self._update_signals(group, list(layouts))
-        directions = {p: p.grad for p in params}
+        directions = {p: grad_of(p) for p in params}
         if resting or group["steps"] % group["kernel_update_every"]:
             directions.update(_smooth(group, layouts))
         else:
@@ -133,31 +135,31 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         """Also at rest: of the state, a distributed checkpoint loads only what a step for show has made."""
         for p in params:
             if "signal" not in self.state[p]:
-                self.state[p]["signal"] = at_least_float32(p.grad).clone(memory_format=torch.preserve_format)
+                self.state[p]["signal"] = at_least_float32(grad_of(p)).clone(memory_format=torch.preserve_format)
             # It may have come with a checkpoint in another precision.
-            self.state[p]["signal"] = self.state[p]["signal"].to(at_least_float32(p.grad).dtype)
+            self.state[p]["signal"] = self.state[p]["signal"].to(at_least_float32(grad_of(p)).dtype)
 
     def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if params:
             weight = 1 if group["steps"] == 1 else 1 - group["noise_estimation_momentum"]
             signals = [self.state[p]["signal"] for p in params]
-            torch._foreach_lerp_(signals, [at_least_float32(p.grad) for p in params], weight)
+            torch._foreach_lerp_(signals, [at_least_float32(grad_of(p)) for p in params], weight)
 
     def _smooth_and_adapt(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Tensor:
         """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""
         name = _logits_name(layout)
         kernel = _kernel(group, name)
-        shifts = _shifts(p.grad, layout, group["kernel_size"])
+        shifts = _shifts(grad_of(p), layout, group["kernel_size"])
         (smoothed,) = shifts.smooth(kernel)
         references = self._references(p, layout, smoothed.dtype)
         derivative = three_part_loss_derivative(smoothed, *references, group["loss_weights"])
         gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
         group[name] = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
-        return _unfold(smoothed, layout, p.shape)
+        return smoothed.view(p.shape)
 
     def _references(self, p: Tensor, layout: "Layout", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the loss compares the smoothed gradient with: the gradient itself and its moving average."""
-        return _fold(p.grad, layout).to(dtype), _fold(self.state[p]["signal"], layout).to(dtype)
+        return _fold(grad_of(p), layout).to(dtype), _fold(self.state[p]["signal"], layout).to(dtype)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
@@ -171,8 +173,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
             for p in group["params"]:
                 if p.grad is not None and "signal" in self.state.get(p, {}):
                     layout = _layout(p.shape, group["kernel_size"])
+                    assert layout is not None
                     kernel = _kernel(group, _logits_name(layout))
-                    (smoothed,) = _shifts(p.grad, layout, group["kernel_size"]).smooth(kernel)
+                    (smoothed,) = _shifts(grad_of(p), layout, group["kernel_size"]).smooth(kernel)
                     grad, signal = self._references(p, layout, smoothed.dtype)
                     losses.append(three_part_loss(smoothed, grad, signal, group["loss_weights"]))
                     powers.append(ema_powers(signal, grad))
@@ -196,15 +199,15 @@ def _layout(shape: torch.Size, size: int) -> Layout | None:
 
 
 def _fold(tensor: Tensor, layout: Layout) -> Tensor:
-    """``tensor`` with the axes to smooth last."""
+    """``tensor`` as a line, or as pictures, or as pictures that are interleaved along the last axis."""
     if layout == "flat":
         return tensor.reshape(-1)
-    return tensor.permute(2, 3, 0, 1) if layout == "taps" else tensor
+    return tensor.reshape(len(tensor), -1) if layout == "taps" else tensor
 
 
-def _unfold(folded: Tensor, layout: Layout, shape: torch.Size) -> Tensor:
-    """The inverse of ``_fold``: exchanging the first two axes with the last two is its own inverse."""
-    return folded.view(shape) if layout == "flat" else _fold(folded, layout)
+def _step(shape: torch.Size, layout: Layout) -> int:
+    """How many pictures are interleaved."""
+    return shape[2:].numel() if layout == "taps" else 1
 
 
 def _logits_name(layout: Layout) -> str:
@@ -217,19 +220,27 @@ def _kernel(group: dict[str, Any], name: str) -> Tensor:
 
 def _shifts(grad: Tensor, layout: Layout, size: int) -> Shifts:
     folded = _fold(grad, layout)
-    return LineShifts([folded], size) if layout == "flat" else PictureShifts([folded], size)
+    if layout == "flat":
+        return LineShifts([folded], size)
+    return PictureShifts([folded], size, step=_step(grad.shape, layout))
 
 
 def _smooth(group: dict[str, Any], layouts: dict[Tensor, Layout]) -> dict[Tensor, Tensor]:
     """The smoothed gradient of each parameter, with the group's kernels as they are."""
     size = group["kernel_size"]
     flat = [p for p, layout in layouts.items() if layout == "flat"]
-    directions = smooth_flattened([p.grad for p in flat], size, _kernel(group, "logits_1d"))
+    directions = smooth_flattened([grad_of(p) for p in flat], size, _kernel(group, "logits_1d"))
     smoothed = dict(zip(flat, directions, strict=True))
     kernel = _kernel(group, "logits_2d")
-    folded = {p: _fold(p.grad, layout) for p, layout in layouts.items() if layout != "flat"}
-    for params in together(folded, key=lambda p: (p.device, p.grad.dtype, folded[p].shape[-1])):
-        pictures = PictureShifts([folded[p] for p in params], size).smooth(kernel)
+    folded = {p: _fold(grad_of(p), layout) for p, layout in layouts.items() if layout != "flat"}
+    steps = {p: _step(p.shape, layouts[p]) for p in folded}
+
+    def alike(p: Tensor) -> Hashable:
+        # To join large ones would cost a copy of them and save nothing.
+        return p.device, folded[p].dtype, folded[p].shape[-1], steps[p], p if p.numel() > BLOCK else None
+
+    for params in together(folded, key=alike):
+        pictures = PictureShifts([folded[p] for p in params], size, step=steps[params[0]]).smooth(kernel)
         for p, picture in zip(params, pictures, strict=True):
-            smoothed[p] = _unfold(picture, layouts[p], p.shape)
+            smoothed[p] = picture.view(p.shape)
     return smoothed

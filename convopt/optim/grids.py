@@ -105,7 +105,7 @@ class _Tracer(TorchFunctionMode):
                 self._mark(value, value.shape[1:])
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -118,7 +118,7 @@ class _Tracer(TorchFunctionMode):
         return result
 
     def _look_at(self, name: str, x: Tensor, weight: Tensor) -> None:
-        if weight not in self.names or weight in self.found:
+        if not isinstance(weight, nn.Parameter) or weight not in self.names or weight in self.found:
             return
         shape = self._shape_of(x)
         if name == "linear" and shape is not None and x.ndim == 2 and math.prod(shape[1:]) > 1:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer
+from convopt.optim._base import SmoothingOptimizer, grad_of
 from convopt.theory.kernels import laplacian_response
 from convopt.theory.smoothing import at_least_float32
 
@@ -67,7 +67,7 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
         return {}
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        self._descend(group, params, [smooth_on_ring(p.grad, group["sigma"]) for p in params])
+        self._descend(group, params, [smooth_on_ring(grad_of(p), group["sigma"]) for p in params])
 
 
 def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
@@ -76,10 +76,12 @@ def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
     if not flat.numel():
         return flat.view(gradient.shape)
     gain = _ring_gain(flat.numel(), sigma, flat.dtype, flat.device)
-    return torch.fft.irfft(torch.fft.rfft(flat) * gain, n=flat.numel()).view(gradient.shape)
+    smoothed: Tensor = torch.fft.irfft(torch.fft.rfft(flat) * gain, n=flat.numel())
+    return smoothed.view(gradient.shape)
 
 
 @lru_cache(maxsize=128)
 def _ring_gain(length: int, sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     waves = torch.arange(length // 2 + 1, dtype=torch.float64)
-    return laplacian_response(2 * math.pi * waves / length, sigma).to(dtype).to(device)
+    response: Tensor = laplacian_response(2 * math.pi * waves / length, sigma).to(device, dtype)
+    return response

@@ -8,13 +8,15 @@ from torch import Tensor
 from convopt.optim._base import (
     SmoothingOptimizer,
     check_number,
+    grad_of,
     initial_kernel,
     mean_statistics,
     named_params,
+    together,
 )
-from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_derivative, through_normalisation
+from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_of_taps, through_normalisation
 from convopt.theory.kernels import clip_to_simplex
-from convopt.theory.smoothing import LineShifts
+from convopt.theory.smoothing import LineShifts, at_least_float32, smooth
 
 
 class LocalLossConvSGD(SmoothingOptimizer):
@@ -80,22 +82,26 @@ class LocalLossConvSGD(SmoothingOptimizer):
         return {name: self.state[p]["kernel"] for name, p in named_params(group) if "kernel" in self.state.get(p, {})}
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        directions = []
+        directions = {p: grad_of(p) for p in params}
+        long_enough = [p for p in params if p.numel() >= group["kernel_size"]]
+        for some in together(long_enough, key=lambda p: (p.device, directions[p].dtype)):
+            directions.update(zip(some, self._smooth_and_adapt(group, some), strict=True))
+        self._descend(group, params, list(directions.values()))
+
+    def _smooth_and_adapt(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
+        """Smooth each gradient with its parameter's kernel as it is, then take one step of all those kernels."""
         for p in params:
-            if p.numel() < group["kernel_size"]:
-                directions.append(p.grad)
-                continue
-            state = self.state[p]
-            if "kernel" not in state:
-                state["kernel"] = initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1).to(p.device)
-            kernel = state["kernel"]
-            shifts = _shifts(group, p)
-            (smoothed,) = shifts.smooth(kernel)
-            directions.append(smoothed.view(p.shape))
-            derivative = local_loss_derivative(smoothed, _flat_grad(p, smoothed), group["lambd"])
-            gradient = through_normalisation(shifts.correlate([derivative]).float(), kernel)
-            state["kernel"] = clip_to_simplex(kernel - group["local_lr"] * gradient)
-        self._descend(group, params, directions)
+            if "kernel" not in self.state[p]:
+                self.state[p]["kernel"] = initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1).to(
+                    p.device
+                )
+        own = [self.state[p]["kernel"] for p in params]
+        kernels = torch.stack(own)
+        shifts = LineShifts([grad_of(p).reshape(-1) for p in params], group["kernel_size"])
+        slopes = local_loss_of_taps(kernels, shifts.statistics(), group["lambd"]).gradient
+        slopes = through_normalisation(slopes.float(), kernels)
+        torch._foreach_copy_(own, clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"])).unbind())
+        return [direction.view(p.shape) for p, direction in zip(params, shifts.smooth(kernels), strict=True)]
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
@@ -109,14 +115,6 @@ class LocalLossConvSGD(SmoothingOptimizer):
         return mean_statistics(losses)
 
 
-def _shifts(group: dict[str, Any], p: Tensor) -> LineShifts:
-    return LineShifts([p.grad.reshape(-1)], group["kernel_size"])
-
-
-def _flat_grad(p: Tensor, smoothed: Tensor) -> Tensor:
-    return p.grad.reshape(-1).to(smoothed.dtype)
-
-
 def _local_loss(group: dict[str, Any], p: Tensor, kernel: Tensor) -> KernelLoss:
-    (smoothed,) = _shifts(group, p).smooth(kernel)
-    return local_loss(smoothed, _flat_grad(p, smoothed), group["lambd"])
+    grad = at_least_float32(grad_of(p)).reshape(-1)
+    return local_loss(smooth(grad, kernel), grad, group["lambd"])

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer
+from convopt.optim._base import SmoothingOptimizer, grad_of
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.theory.snr import ema_powers
 
@@ -72,11 +72,11 @@ class KernelRecorder:
     def _follow(self, optimizer: SmoothingOptimizer) -> None:
         """Move the averages of the gradients in place."""
         for p in _with_grad(optimizer):
-            grad = p.grad.float()
+            grad = grad_of(p).float()
             self._signals.setdefault(p, grad.clone()).lerp_(grad, 1 - self.beta)
 
     def _snr(self, optimizer: SmoothingOptimizer) -> Tensor:
-        powers = [ema_powers(self._signals[p], p.grad) for p in _with_grad(optimizer)]
+        powers = [ema_powers(self._signals[p], grad_of(p)) for p in _with_grad(optimizer)]
         signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
         return signal_power / noise_power
 

@@ -15,6 +15,7 @@ from convopt.optim._base import (
     check_integer,
     check_number,
     complete_options,
+    grad_of,
     is_at_rest,
     named_params,
     params_with_grad,
@@ -158,7 +159,7 @@ class WienerOptimizer(Optimizer, ABC):
         for group, params in zip(self.param_groups, params_of_groups, strict=True):
             self._forget(group)
             if params:
-                directions = [p.grad if group["grid"] is None else self._smooth(group, p) for p in params]
+                directions = [grad_of(p) if group["grid"] is None else self._smooth(group, p) for p in params]
                 if group["fused"]:
                     directions = [_laid_out_as(p, d) for p, d in zip(params, directions, strict=True)]
                 self._update(group, params, directions, _scaled(group["lr"], factor, params[0].device))
@@ -186,7 +187,7 @@ class WienerOptimizer(Optimizer, ABC):
                 if group["grid"] is not None:
                     self._remember(p, self._spectrum(group, p))
                 elif self.defaults["snr_annealing"]:
-                    self._remember(p, p.grad)
+                    self._remember(p, grad_of(p))
 
     def snr(self) -> SNR:
         """What the optimizer has learnt about its gradients, for plots. Reading it waits for the device."""
@@ -252,13 +253,13 @@ class WienerOptimizer(Optimizer, ABC):
         """
         for p in group["params"]:
             if p.grad is not None and group["grid"] is not None and "coherence" not in self.state[p]:
-                bands = self._bands(group, at_least_float32(p.grad))
+                bands = self._bands(group, at_least_float32(grad_of(p)))
                 self.state[p]["coherence"] = torch.zeros(2, len(bands.weights), device=p.device)
             if p.grad is not None and first and not self._halves:
                 if group["grid"] is not None:
                     self._remember(p, torch.zeros_like(self._spectrum(group, p)))
                 elif self.defaults["snr_annealing"]:
-                    self._remember(p, torch.zeros_like(p.grad))
+                    self._remember(p, torch.zeros_like(grad_of(p)))
 
     @property
     def _learns(self) -> bool:
@@ -283,7 +284,7 @@ class WienerOptimizer(Optimizer, ABC):
 
     @property
     def _halves(self) -> bool:
-        return self.defaults["second_estimate"] == "half batches"
+        return bool(self.defaults["second_estimate"] == "half batches")
 
     def _check_second_estimate(self, params_of_groups: list[list[Tensor]], compares: bool) -> None:
         if not (self._halves and compares and any(params_of_groups)):
@@ -311,10 +312,10 @@ class WienerOptimizer(Optimizer, ABC):
             known = [p for p in off_grid if "second_estimate" in self.state[p]]
             if compares and known:
                 others = [self.state[p]["second_estimate"] for p in known]
-                seen.append(agreement([p.grad for p in known], others, self._halves))
+                seen.append(agreement([grad_of(p) for p in known], others, self._halves))
             if remembers:
                 for p in off_grid:
-                    self._remember(p, p.grad)
+                    self._remember(p, grad_of(p))
             if seen:
                 self._learn_agreement(seen)
 
@@ -333,8 +334,8 @@ class WienerOptimizer(Optimizer, ABC):
         statistics = self.param_groups[0]["annealing"].to(seen[0].device)
         self.param_groups[0]["annealing"] = statistics
         observed = torch.stack([of_params.to(statistics.device) for of_params in seen]).sum(0)
-        options = [self.defaults[name] for name in ("annealing_ema", "warmup")]
-        update_statistics(statistics, observed, *options, steps=self._steps)
+        ema, warmup = self.defaults["annealing_ema"], self.defaults["warmup"]
+        update_statistics(statistics, observed, ema, warmup, self._steps)
         self._known_factor = None
 
     def _remember(self, p: Tensor, gradient: Tensor) -> None:
@@ -352,12 +353,12 @@ class WienerOptimizer(Optimizer, ABC):
                 self.state[p].pop("second_estimate", None)
 
     def _spectrum(self, group: dict[str, Any], p: Tensor) -> Tensor:
-        gradient = at_least_float32(p.grad)
+        gradient = at_least_float32(grad_of(p))
         return fields_to_spectrum(gradient, self._bands(group, gradient).bases)
 
     def _smooth(self, group: dict[str, Any], p: Tensor) -> Tensor:
         """The gradient after the filter."""
-        gradient = at_least_float32(p.grad)
+        gradient = at_least_float32(grad_of(p))
         if torch.compiler.is_compiling():
             bases, response = self._make_filter(group, p, gradient)
         else:
@@ -525,7 +526,7 @@ class WienerSGD(WienerOptimizer):
             params,
             directions,
             buffers,
-            lr=lr,
+            lr=lr,  # type: ignore[arg-type]  # torch's own SGD gives it tensors, too
             dampening=0,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
@@ -652,7 +653,7 @@ def _response(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]
     if bands.rings is not None:
         gain, power = gain[bands.rings], power[bands.rings]
     elif len(bands.sizes) == 2:
-        gain, power = (torch.outer(*values.split(bands.sizes)) for values in (gain, power))
+        gain, power = (torch.outer(*torch.split(values, list(bands.sizes))) for values in (gain, power))
     by = energy_preserving(gain, power) if scale == "energy" else 1 / gain.flatten()[0]
     known = by < math.inf
     return torch.where(known, gain * by, 1.0), torch.where(known, power, 1.0)
@@ -668,7 +669,7 @@ def _scaled(lr: float | Tensor, factor: float | Tensor | None, device: torch.dev
     return (lr.to(device).reshape(()) if isinstance(lr, Tensor) else lr) * factor
 
 
-def _implementation(group: dict[str, Any]) -> dict[str, bool | None]:
+def _implementation(group: dict[str, Any]) -> dict[str, Any]:
     """Which of torch's updates to use. Fused ones cannot be compiled, and the plain ones compile to the same."""
     if torch.compiler.is_compiling():
         return {"foreach": False, "fused": False}

@@ -2,11 +2,12 @@
 
 Each loss comes in two forms that agree:
 
-- as a function of the smoothed gradient ``y = W * g``, with its derivative there. The gradient with respect to the taps
-  is ``Shifts.correlate(derivative)``. For one step of a kernel at one gradient this is cheapest, and the optimizers
-  do it;
+- as a function of the smoothed gradient ``y = W * g``. With the derivative there, ``Shifts.correlate(derivative)`` is
+  the gradient with respect to the taps. For one step of a kernel of two axes this is cheapest, and ConvolutionalSGDv2
+  does it;
 - as a function of the taps (``..._of_taps``), from statistics that are computed once per gradient, after which every
-  kernel costs next to nothing: to look at the whole loss, or to minimise it.
+  kernel costs next to nothing: to look at the whole loss, or to minimise it. LocalLossConvSGD does it for the kernels
+  of all parameters at once.
 
 Through a softmax or a normalisation the gradient goes by one of the two functions at the end.
 """
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from convopt.theory.kernels import check_size
 from convopt.theory.smoothing import ShiftStatistics
@@ -43,14 +45,6 @@ def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Kernel
     """
     cosine = _cosine_parts(*_powers(smoothed.reshape(-1), grad.reshape(-1)))[0]
     return KernelLoss(variance_weight * smoothed.var(correction=0) - cosine, cosine)
-
-
-def local_loss_derivative(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Tensor:
-    """The derivative of :func:`local_loss` with respect to y, flattened."""
-    y, g = smoothed.reshape(-1), grad.reshape(-1)
-    _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
-    slope = 2 * variance_weight / y.numel()
-    return torch.addcmul(y * (along_smoothed + slope), g, along_grad, value=-1).sub_(slope * y.mean())
 
 
 def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tuple[float, float, float]) -> KernelLoss:
@@ -102,11 +96,12 @@ def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weigh
     """The README's kernel loss ``-cos(g, W * g) + lambda Var(W * g)``; see :func:`local_loss`.
 
     With w the taps and A, b, m of :class:`~convopt.theory.smoothing.ShiftStatistics`:
-    ``cos = w.b / (|g| sqrt(w'Aw))`` and ``Var = w'Aw / N - (w.m)^2``.
+    ``cos = w.b / sqrt(mean(g^2) w'Aw)`` and ``Var = w'Aw - (w.m)^2``.
 
     Args:
-        taps: the kernel as it is, not normalised, any shape of as many elements as there are shifts.
-        statistics: of g.
+        taps: the kernel as it is, not normalised, any shape of as many elements as there are shifts; or ``(..., n)``,
+            a kernel for each of the statistics.
+        statistics: of g, or of several, stacked.
         variance_weight: lambda, in units of 1 / gradient squared.
 
     Returns:
@@ -116,8 +111,7 @@ def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weigh
         ValueError: the number of taps does not fit.
     """
     w, along_taps, power = _quadratic_form(taps, statistics)
-    middle = statistics.products[len(w) // 2]
-    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, middle, middle[len(w) // 2])
+    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, *_grad_products(statistics))
     variance, variance_gradient = _variance_of_taps(w, along_taps, power, statistics)
     return TapsLoss(
         variance_weight * variance - cosine,
@@ -162,16 +156,17 @@ def three_part_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, weights: 
     """
     direction, closeness, smoothness = weights
     w, along_taps, power = _quadratic_form(taps, statistics)
-    centre, numel = len(w) // 2, statistics.numel
-    middle = statistics.products[centre]
-    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, middle, middle[centre])
+    middle, grad_power = _grad_products(statistics)
+    cosine, cosine_gradient = _cosine_of_taps(w, along_taps, power, middle, grad_power)
     variance, variance_gradient = _variance_of_taps(w, along_taps, power, statistics)
-    error = (power - 2 * torch.dot(w, statistics.target_products) + statistics.target_power) / numel
-    error_gradient = 2 / numel * (along_taps - statistics.target_products)
-    scale = smoothness * _reciprocal(middle[centre] / numel - statistics.means[centre].square())
+    error = power - 2 * vecdot(w, statistics.target_products) + statistics.target_power
+    error_gradient = 2 * (along_taps - statistics.target_products)
+    scale = smoothness * _reciprocal(grad_power - statistics.means[..., w.shape[-1] // 2].square())
     return TapsLoss(
         direction * (1 - cosine) + closeness * error + scale * variance,
-        (scale * variance_gradient + closeness * error_gradient - direction * cosine_gradient).view(taps.shape),
+        (scale.unsqueeze(-1) * variance_gradient + closeness * error_gradient - direction * cosine_gradient).view(
+            taps.shape
+        ),
     )
 
 
@@ -206,34 +201,42 @@ def wiener_taps(statistics: ShiftStatistics) -> Tensor:
 
     Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949; the normal equations.
     """
-    return torch.linalg.pinv(statistics.products, hermitian=True) @ statistics.target_products
+    inverse: Tensor = torch.linalg.pinv(statistics.products, hermitian=True)
+    return inverse @ statistics.target_products
 
 
 def _quadratic_form(taps: Tensor, statistics: ShiftStatistics) -> tuple[Tensor, Tensor, Tensor]:
-    """The taps w as a vector, A w, and |W * g|^2 = w'Aw."""
+    """The taps w as vectors, A w, and mean((W * g)^2) = w'Aw."""
     products = statistics.products
-    if taps.numel() != len(products):
-        raise ValueError(f"taps must have {len(products)} elements, one per shift, got shape {tuple(taps.shape)}")
-    w = taps.reshape(-1).to(products.dtype)
-    along_taps = products @ w
-    return w, along_taps, torch.dot(w, along_taps)
+    if taps.numel() != products.shape[:-1].numel():
+        raise ValueError(
+            f"taps must have {products.shape[:-1].numel()} elements, one per shift, got shape {tuple(taps.shape)}"
+        )
+    w = taps.reshape(products.shape[:-1]).to(products.dtype)
+    along_taps = (products @ w.unsqueeze(-1)).squeeze(-1)
+    return w, along_taps, vecdot(w, along_taps)
+
+
+def _grad_products(statistics: ShiftStatistics) -> tuple[Tensor, Tensor]:
+    """b, the mean products of the gradient itself with its shifts, and its mean power."""
+    centre = statistics.means.shape[-1] // 2
+    return statistics.products[..., centre, :], statistics.products[..., centre, centre]
 
 
 def _cosine_of_taps(
     w: Tensor, along_taps: Tensor, power: Tensor, target_products: Tensor, target_power: Tensor
 ) -> tuple[Tensor, Tensor]:
     """cos(target, W * g) and its gradient."""
-    cosine, along_target, along_smoothed = _cosine_parts(power, target_power, torch.dot(w, target_products))
-    return cosine, target_products * along_target - along_taps * along_smoothed
+    cosine, along_target, along_smoothed = _cosine_parts(power, target_power, vecdot(w, target_products))
+    return cosine, target_products * along_target.unsqueeze(-1) - along_taps * along_smoothed.unsqueeze(-1)
 
 
 def _variance_of_taps(
     w: Tensor, along_taps: Tensor, power: Tensor, statistics: ShiftStatistics
 ) -> tuple[Tensor, Tensor]:
     """Var(W * g) and its gradient."""
-    mean = torch.dot(w, statistics.means)
-    variance = power / statistics.numel - mean.square()
-    return variance, 2 / statistics.numel * along_taps - 2 * mean * statistics.means
+    mean = vecdot(w, statistics.means)
+    return power - mean.square(), 2 * (along_taps - mean.unsqueeze(-1) * statistics.means)
 
 
 def _powers(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,6 +267,10 @@ def through_softmax(taps_gradient: Tensor, taps: Tensor) -> Tensor:
 
 
 def through_normalisation(taps_gradient: Tensor, kernel: Tensor) -> Tensor:
-    """The gradient with respect to a vector of a loss whose gradient at ``kernel / sum(kernel)`` is given."""
-    total = kernel.sum()
-    return (taps_gradient - torch.dot(kernel, taps_gradient) / total) / total
+    """The gradient with respect to vectors ``(..., n)`` of a loss whose gradient at ``kernel / sum(kernel)`` is given.
+
+    Sums are over the last axis.
+    """
+    total = kernel.sum(-1, keepdim=True)
+    along: Tensor = vecdot(kernel, taps_gradient).unsqueeze(-1)
+    return (taps_gradient - along / total) / total

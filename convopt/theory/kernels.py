@@ -108,14 +108,14 @@ def _separable(profile: Tensor, ndim: int) -> Tensor:
 
 
 def clip_to_simplex(kernel: Tensor) -> Tensor:
-    """Clip the taps at zero and divide by their sum, without reading a value back from the device.
+    """Clip taps at zero and divide by their sum over the last axis, without reading a value back from the device.
 
     This is LocalLossConvSGD's rule. It lands on the simplex but is not the Euclidean projection. A kernel
     without a positive tap becomes the uniform one.
     """
     clipped = kernel.clamp_min(0)
-    total = clipped.sum()
-    return torch.where(total == 0, torch.full_like(kernel, 1 / kernel.numel()), clipped / total)
+    total = clipped.sum(-1, keepdim=True)
+    return torch.where(total == 0, 1 / kernel.shape[-1], clipped / total)
 
 
 def from_logits(logits: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def frequency_response(kernel: Tensor, *frequencies: Tensor) -> Tensor:
             f"kernel must have one or two axes and one tensor of frequencies for each, got shape "
             f"{tuple(kernel.shape)} and {len(frequencies)}"
         )
-    frequencies = torch.broadcast_tensors(*frequencies)
+    frequencies = torch.broadcast_tensors(*frequencies)  # type: ignore[no-untyped-call]
     distances = torch.cartesian_prod(*[torch.arange(size) - size // 2 for size in kernel.shape]).view(-1, kernel.ndim)
     phases = torch.stack(frequencies, -1) @ distances.T.to(frequencies[0].dtype)
     return torch.cos(phases) @ kernel.reshape(-1).to(frequencies[0].dtype)
@@ -176,7 +176,7 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     if wavering == 0:
         bottoms = bottoms[:1]
     starts = torch.stack([axis.flatten()[bottoms] for axis in grid], 1)
-    ends = torch.cat([_descend_response(kernel, some, spacing) for some in starts.split(256)])
+    ends = torch.cat([_descend_response(kernel, some, spacing) for some in torch.split(starts, 256)])
     values = frequency_response(kernel, *ends.T)
     return values.min(), ends[values.argmin()]
 
@@ -270,7 +270,7 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
         ValueError: the kernel is not finite, not symmetric along each axis, its sum is not positive, or the nearest
             such kernel is zero.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     if is_positive_semidefinite(kernel, tolerance=0):
         return kernel.clone()

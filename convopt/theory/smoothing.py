@@ -11,7 +11,7 @@ centre ``c``. For the symmetric kernels that smoothing is about, it makes no dif
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
@@ -24,59 +24,41 @@ from convopt.theory.kernels import check_size
 Boundary = Literal["reflect", "symmetric", "circular"]
 
 SHORT = 2**12
-"""Elements up to which gathering all shifted copies of vectors by index is cheaper than laying out a buffer."""
+"""Elements up to which gathering all shifted copies of a vector by index is cheaper than views of it."""
+
+BLOCK = 2**17
+"""Elements of a longer vector that one core smooths at a time: from tap to tap, they stay in its cache."""
 
 CACHE = 2**19
-"""Elements, 2 MiB of float32: up to here copies are cheaper than views, because they stay close to the core."""
+"""Elements, 2 MiB of float32: up to here copies of pictures are cheaper than views, because they stay in the cache."""
 
 
 class Shifts(ABC):
-    """The copies of a gradient, shifted by one position per tap, that a kernel averages.
+    """The copies of gradients, shifted by one position per tap, that a kernel averages.
 
-    The copies are the rows of a few matrices. Where one copy for each shift along the last axis fits the cache, they
-    are made, each matrix holds ``size`` of them, and smoothing is one matrix-vector product per matrix. Else each
-    matrix is one view of the gradient, and smoothing one multiply-add per view. The derivative with respect to the
-    taps is matrix-vector products either way. On one core this is ten times faster than ``conv2d`` with a single
-    channel, and no value is read back from the device. Half precision is computed in float32.
+    On one core, smoothing by them is ten times faster than ``conv1d`` and ``conv2d`` with a single channel, and no
+    value is read back from the device. Half precision is computed in float32.
     """
 
-    def __init__(self, matrices: list[Tensor]):
-        self._matrices = matrices
-
     @abstractmethod
-    def _crop(self, flat: Tensor) -> list[Tensor]:
-        """Views of the gradients' places in a flat tensor of the span."""
-
     def smooth(self, kernel: Tensor) -> list[Tensor]:
         """``W * g`` of each gradient, in its shape and in float32 (float64 where it is float64)."""
-        first, *others = self._matrices
-        tap, *taps = kernel.to(first.dtype).reshape(len(self._matrices), -1).unbind()
-        if len(first) == 1:
-            total = torch.mul(first, tap)
-            for view, tap in zip(others, taps, strict=True):
-                total.addcmul_(view, tap)
-            total = total.view(-1)
-        else:
-            total = torch.mv(first.t(), tap)
-            for copies, tap in zip(others, taps, strict=True):
-                total.addmv_(copies.t(), tap)
-        return self._crop(total)
 
+    @abstractmethod
     def correlate(self, others: Sequence[Tensor]) -> Tensor:
         """``sum over the gradients of <other, shift_i g>`` for each tap ``i``, a vector.
 
         This is the adjoint of ``smooth`` as a map of the taps: if ``l`` is a loss of the smoothed gradients and
         ``others`` its derivatives there, the result is the exact gradient of ``l`` with respect to the taps.
         """
-        spread = self._matrices[0].new_zeros(self._matrices[0].shape[1])
-        for place, other in zip(self._crop(spread), others, strict=True):
-            place.copy_(other.reshape(place.shape))
-        # mv even of one row, because torch.dot is eight times slower where a view is not aligned.
-        return torch.cat([torch.mv(copies, spread) for copies in self._matrices])
 
 
 class LineShifts(Shifts):
-    """Shifts along one axis of one or more vectors, which one buffer holds end to end.
+    """Shifts along one axis of one or more vectors.
+
+    For one kernel, vectors are laid end to end, and the copies are views of that, but for the few positions next to an
+    end. For a kernel each, the copies of short vectors are gathered together, with zeros after the end of all but the
+    longest one; of a long one they are views of itself.
 
     Args:
         lines: vectors of one dtype and device, each at least ``size`` long.
@@ -88,64 +70,155 @@ class LineShifts(Shifts):
     """
 
     def __init__(self, lines: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
-        lengths = tuple(line.numel() for line in lines)
-        if min(lengths) < size:
+        self._lengths = tuple(line.numel() for line in lines)
+        if min(self._lengths) < size:
             raise ValueError(
-                f"vectors of lengths {lengths} were given for a kernel of {size} taps, expected no shorter ones"
+                f"vectors of lengths {self._lengths} were given for a kernel of {size} taps, expected no shorter ones"
             )
-        radius = size // 2
-        values = [at_least_float32(line) for line in lines]
-        if sum(lengths) <= SHORT:
-            neighbours = _neighbours(lengths, size, boundary, values[0].device)
-            super().__init__([torch.cat(values).index_select(0, neighbours).view(size, -1)])
-            gap = 0
-        else:
-            margin = values[0].new_empty(2 * radius)
-            pieces = [margin[:radius]]
-            for line in values:
-                pieces += [line, margin]
-            pieces[-1] = margin[:radius]
-            buffer = torch.cat(pieces)
-            margins, sources = _margins(lengths, radius, boundary, buffer.device)
-            buffer.index_copy_(0, margins, buffer.index_select(0, sources))
-            super().__init__(_copies(buffer, size, rows=1, row=0))
-            gap = 2 * radius
-        self._sections = [section for length in lengths for section in (length, gap)][:-1]
+        self._lines = [at_least_float32(line) for line in lines]
+        self._size, self._boundary = size, boundary
+        self._short = [i for i, length in enumerate(self._lengths) if length <= SHORT]
+        self._long = [i for i, length in enumerate(self._lengths) if length > SHORT]
 
-    def _crop(self, flat: Tensor) -> list[Tensor]:
-        return list(flat.split_with_sizes(self._sections)[::2])
+    @cached_property
+    def _copies(self) -> Tensor:
+        """Of the short lines, ``(short lines, size, length of the longest)``."""
+        lengths = tuple(self._lengths[i] for i in self._short)
+        joined = torch.cat([*[self._lines[i] for i in self._short], self._lines[0].new_zeros(1)])
+        neighbours = _neighbours(lengths, self._size, self._boundary, joined.device)
+        return joined.index_select(0, neighbours).view(len(lengths), self._size, -1)
+
+    @cached_property
+    def _views(self) -> list[tuple[Tensor, ...]]:
+        """Of each long line."""
+        return [_views(self._lines[i], self._size) for i in self._long]
+
+    @cached_property
+    def _windows(self) -> Tensor:
+        """Of the long lines."""
+        return _windows_at_ends([self._lines[i] for i in self._long], self._size, self._boundary)
+
+    def smooth(self, kernel: Tensor) -> list[Tensor]:
+        """``W * g`` of each line, in float32 (float64 where it is float64).
+
+        ``kernel`` holds the taps of one kernel, ``(size,)``, or of a kernel for each line, ``(lines, size)``.
+        """
+        kernel = kernel.to(self._lines[0].dtype)
+        if kernel.ndim == 1 and sum(self._lengths) <= SHORT:
+            kernel = kernel.expand(len(self._lines), -1)
+        if kernel.ndim == 1:
+            bundles = _bundles(self._lines)
+            return [line for lines in bundles for line in _smooth_together(lines, kernel, self._boundary)]
+        kernels, radius = kernel.unbind(), self._size // 2
+        smoothed = list(self._lines)
+        if self._short:
+            own = torch.stack([kernels[i] for i in self._short]).unsqueeze(1)
+            for i, (line,) in zip(self._short, torch.bmm(own, self._copies), strict=True):
+                smoothed[i] = line[: self._lengths[i]]
+        for place, i in enumerate(self._long):
+            edges = torch.mv(self._windows[place, :, : 2 * radius].t(), kernels[i])
+            smoothed[i] = torch.empty_like(self._lines[i])
+            first, inner, last = smoothed[i].tensor_split((radius, self._lengths[i] - radius))
+            _weigh(self._views[place], kernels[i], out=inner)
+            torch._foreach_copy_([first, last], [edges[:radius], edges[radius:]])
+        return smoothed
+
+    def correlate(self, others: Sequence[Tensor]) -> Tensor:
+        """``sum over the lines of <other, shift_i g>`` for each tap ``i``, a vector."""
+        others, radius = [other.reshape(-1) for other in others], self._size // 2
+        parts = []
+        for place, i in enumerate(self._short):
+            parts.append(torch.mv(self._copies[place, :, : self._lengths[i]], others[i]))
+        for place, i in enumerate(self._long):
+            first, inner, last = others[i].tensor_split((radius, self._lengths[i] - radius))
+            parts.append(_dots(inner, self._views[place]))
+            parts.append(torch.mv(self._windows[place, :, : 2 * radius], torch.cat([first, last])))
+        return torch.stack(parts).sum(0)
+
+    def statistics(self) -> "ShiftStatistics":
+        """The :func:`shift_statistics` of each line, its own target, stacked: each field has a first axis of lines."""
+        products, sums = list(self._lines), list(self._lines)
+        if self._short:
+            of_short = torch.bmm(self._copies, self._copies.mT), self._copies.sum(-1)
+            for i, product, total in zip(self._short, *of_short, strict=True):
+                products[i], sums[i] = product, total
+        if self._long:
+            # Were the line shift-invariant, the products would depend on the distance of the taps alone, and sums on
+            # nothing. What makes the difference is at the ends.
+            lagged = torch.stack([_dots(views[0], views) for views in self._views])
+            total = torch.stack([views[0].sum() for views in self._views]).unsqueeze(1)
+            signed = self._windows * _window_signs(self._size, self._windows.dtype, self._windows.device)
+            toeplitz = lagged.index_select(1, _distances(self._size, lagged.device)).view(-1, self._size, self._size)
+            of_long = torch.baddbmm(toeplitz, self._windows, signed.mT), total + signed.sum(-1)
+            for i, product, total in zip(self._long, *of_long, strict=True):
+                products[i], sums[i] = product, total
+        lengths = _as_tensor(self._lengths, products[0].dtype, products[0].device)
+        mean_products = torch.stack(products) / lengths.unsqueeze(2)
+        middle = mean_products[:, self._size // 2]
+        return ShiftStatistics(mean_products, torch.stack(sums) / lengths, middle, middle[:, self._size // 2])
 
 
 class PictureShifts(Shifts):
     """Shifts along the last two axes of one or more tensors, which one buffer holds one below the other.
 
+    The copies are the rows of a few matrices. Where one copy for each shift along the last axis fits the cache, they
+    are made, each matrix holds ``size`` of them, and smoothing is one matrix-vector product per matrix. Else each
+    matrix is one view of the buffer, and smoothing one multiply-add per view. The derivative with respect to the taps
+    is matrix-vector products either way.
+
     Args:
-        pictures: tensors of one dtype and device and any memory layout, of shapes ``(..., H, W)`` with one common
+        pictures: tensors of one dtype and device and any memory layout, of shapes ``(..., H, W step)`` with one common
             W, H and W at least ``size``.
         size: taps along each of the two axes, odd.
         boundary: how each picture goes on beyond its edges.
+        step: how many elements apart neighbours along the last axis are: so many pictures are interleaved there.
 
     Raises:
         ValueError: the kernel is larger than a picture, or widths differ.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect"):
+    def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect", step: int = 1):
         self._shapes = [picture.shape for picture in pictures]
         width = self._shapes[0][-1:]
-        if any(len(shape) < 2 or min(shape[-2:]) < size or shape[-1:] != width or 0 in shape for shape in self._shapes):
+        if any(
+            len(shape) < 2 or min(shape[-2], shape[-1] // step) < size or shape[-1:] != width or 0 in shape
+            for shape in self._shapes
+        ):
             raise ValueError(
                 f"tensors of shapes {[tuple(shape) for shape in self._shapes]} were given for a kernel of "
                 f"{size} x {size} taps, expected no less along their last two axes and one common width"
             )
         radius = size // 2
         padded = [
-            _extend(at_least_float32(picture).reshape(-1, *picture.shape[-2:]), radius, radius, boundary)
+            _extend(at_least_float32(picture).reshape(-1, *picture.shape[-2:]), radius, radius, boundary, step)
             for picture in pictures
         ]
         self._padded_shapes = [stack.shape for stack in padded]
-        super().__init__(_copies(_join(padded), size, rows=size, row=padded[0].shape[-1]))
+        self._matrices = _copies(_join(padded), size, row=padded[0].shape[-1], step=step)
+
+    def smooth(self, kernel: Tensor) -> list[Tensor]:
+        """``W * g`` of each tensor, in its shape and in float32 (float64 where it is float64)."""
+        first, *others = self._matrices
+        kernel = kernel.to(first.dtype).reshape(-1)
+        if len(first) == 1:
+            total = first.new_empty(first.shape[1])
+            _weigh([view.view(-1) for view in self._matrices], kernel, out=total)
+        else:
+            tap, *taps = kernel.view(len(self._matrices), -1).unbind()
+            total = torch.mv(first.t(), tap)
+            for copies, tap in zip(others, taps, strict=True):
+                total.addmv_(copies.t(), tap)
+        return self._crop(total)
+
+    def correlate(self, others: Sequence[Tensor]) -> Tensor:
+        """``sum over the tensors of <other, shift_i g>`` for each tap ``i``, row by row, a vector."""
+        spread = self._matrices[0].new_zeros(self._matrices[0].shape[1])
+        for place, other in zip(self._crop(spread), others, strict=True):
+            place.copy_(other.reshape(place.shape))
+        return torch.cat([torch.mv(copies, spread) for copies in self._matrices])
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
+        """Views of the pictures' places in a flat tensor of the span."""
         places, start = [], 0
         for shape, (count, height, row) in zip(self._shapes, self._padded_shapes, strict=True):
             stack = flat.as_strided((count, *shape[-2:]), (height * row, row, 1), start)
@@ -154,15 +227,15 @@ class PictureShifts(Shifts):
         return places
 
 
-def _copies(buffer: Tensor, size: int, rows: int, row: int) -> list[Tensor]:
-    """The matrices of ``Shifts`` from a buffer of rows of ``row`` elements, for ``rows`` x ``size`` taps."""
-    # One copy runs over everything. What is computed in the gutters between rows or lines is cut off.
-    length = buffer.numel() - size + 1
-    span = length - (rows - 1) * row
+def _copies(buffer: Tensor, size: int, row: int, step: int) -> list[Tensor]:
+    """The matrices of ``PictureShifts`` from a buffer of rows of ``row`` elements, for ``size`` x ``size`` taps."""
+    # One copy runs over everything. What is computed in the gutters between rows is cut off.
+    length = buffer.numel() - (size - 1) * step
+    span = length - (size - 1) * row
     if size * length <= CACHE:
-        copies = buffer.as_strided((size, length), (1, 1)).contiguous()
-        return [copies[:, i * row : i * row + span] for i in range(rows)]
-    views = buffer.as_strided((rows, size, 1, span), (row, 1, span, 1))
+        copies = buffer.as_strided((size, length), (step, 1)).contiguous()
+        return [copies[:, i * row : i * row + span] for i in range(size)]
+    views = buffer.as_strided((size, size, 1, span), (row, step, span, 1))
     return [view for one_row in views.unbind() for view in one_row.unbind()]
 
 
@@ -207,24 +280,22 @@ def smoothing_matrix(kernel: Tensor, shape: Sequence[int], boundary: Boundary = 
 
 
 class ShiftStatistics(NamedTuple):
-    """Inner products of a gradient's shifted copies: all that the kernel losses need to know of it.
+    """Mean products of a gradient's shifted copies: all that the kernel losses need to know of it.
 
     ``shift_i g`` is the copy that tap ``i`` weighs, so that ``W * g = sum_i w_i shift_i g``; the taps of a kernel of
-    two axes are counted row by row. With n taps and N elements:
+    two axes are counted row by row. All are means over the gradient's elements. With n taps:
 
     Attributes:
-        products: A, ``A_ij = <shift_i g, shift_j g>``, ``(n, n)``. Its middle row is ``b_i = <g, shift_i g>``.
-        means: m, ``m_i = mean(shift_i g)``, ``(n,)``.
-        target_products: c, ``c_i = <target, shift_i g>``, ``(n,)``.
-        target_power: ``|target|^2``, 0-dim.
-        numel: N.
+        products: A, ``A_ij = mean(shift_i g shift_j g)``, ``(..., n, n)``. Its middle row is b, ``mean(g shift_i g)``.
+        means: m, ``m_i = mean(shift_i g)``, ``(..., n)``.
+        target_products: c, ``c_i = mean(target shift_i g)``, ``(..., n)``.
+        target_power: ``mean(target^2)``, ``(...)``.
     """
 
     products: Tensor
     means: Tensor
     target_products: Tensor
     target_power: Tensor
-    numel: int
 
 
 def shift_statistics(
@@ -277,20 +348,16 @@ def shift_statistics(
     sums = torch.stack([row_sums[:, row : row + height].sum((0, 1)) for row in range(rows)])
     spread = F.pad(targets, (0, 0, 0, rows - 1)).view(lines, 1, width)
     return ShiftStatistics(
-        products=products.view(rows * size, rows * size),
+        products=products.view(rows * size, rows * size) / gradient.numel(),
         means=sums.flatten() / gradient.numel(),
-        target_products=torch.bmm(spread, below.mT).sum((0, 1)),
-        target_power=targets.square().sum(),
-        numel=gradient.numel(),
+        target_products=torch.bmm(spread, below.mT).sum((0, 1)) / gradient.numel(),
+        target_power=targets.square().mean(),
     )
 
 
 def mean_shift_statistics(statistics: Sequence[ShiftStatistics]) -> ShiftStatistics:
     """The mean of the statistics of several gradients of one shape: what to take before a ratio is formed."""
-    *tensors, numels = zip(*statistics, strict=True)
-    if len(set(numels)) != 1:
-        raise ValueError(f"statistics must be of gradients of one size, got {sorted(set(numels))} elements")
-    return ShiftStatistics(*(torch.stack(parts).mean(0) for parts in tensors), numels[0])
+    return ShiftStatistics(*(torch.stack(parts).mean(0) for parts in zip(*statistics, strict=True)))
 
 
 def _check_boundary(boundary: str) -> None:
@@ -300,18 +367,33 @@ def _check_boundary(boundary: str) -> None:
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in the precision of all arithmetic here: float64 as it is, everything else in float32."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
-def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary) -> Tensor:
-    """Fields ``(n, H, W)`` with ``rows`` more above and below, ``columns`` more at the left and the right."""
-    if boundary != "symmetric":
+def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary, step: int = 1) -> Tensor:
+    """Fields ``(n, H, W step)`` with ``rows`` more above and below, ``columns`` more at the left and the right."""
+    if step == 1 and boundary != "symmetric":
         return F.pad(fields.unsqueeze(0), (columns, columns, rows, rows), mode=boundary)[0]
-    for axis, margin in ((1, rows), (2, columns)):
-        length = fields.shape[axis]
-        sources = [_source(i, length, boundary) for i in range(-margin, length + margin)]
-        fields = fields.index_select(axis, torch.tensor(sources, device=fields.device))
-    return fields
+    count, height, width = len(fields), fields.shape[1], fields.shape[2] // step
+    extended = fields.new_empty(count, height + 2 * rows, (width + 2 * columns) * step)
+    cells = extended.view(count, height + 2 * rows, width + 2 * columns, step)
+    lines = cells[:, rows : rows + height]
+    lines[:, :, columns : columns + width] = fields.view(count, height, width, step)
+    for part, axis, length, margin in ((lines, 2, width, columns), (cells, 1, height, rows)):
+        margins, sources = _margins(length, margin, boundary, fields.device)
+        part.index_copy_(axis, margins, part.index_select(axis, sources))
+    return extended
+
+
+@lru_cache(maxsize=256)
+def _margins(length: int, margin: int, boundary: Boundary, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where along an axis that was made longer by a margin at either end the margins are, and what they repeat."""
+    outside = [*range(-margin, 0), *range(length, length + margin)]
+    margins, sources = (
+        torch.tensor([margin + place for place in places], dtype=torch.long, device=device)
+        for places in (outside, [_source(position, length, boundary) for position in outside])
+    )
+    return margins, sources
 
 
 def _source(position: int, length: int, boundary: Boundary) -> int:
@@ -324,32 +406,130 @@ def _source(position: int, length: int, boundary: Boundary) -> int:
     return position if position < length else 2 * (length - 1) - position + repeated
 
 
+def _views(line: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The copies of a line, but for the positions from where a tap reaches over an end."""
+    return line.unfold(0, len(line) - size + 1, 1).unbind()
+
+
+def _bundles(lines: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The lines in lists of no more elements than one core's cache holds, and of one line where that has more."""
+    bundles: list[list[Tensor]] = []
+    room = 0
+    for line in lines:
+        if not bundles or len(line) > room:
+            bundles.append([])
+            room = BLOCK
+        bundles[-1].append(line)
+        room -= len(line)
+    return bundles
+
+
+def _smooth_together(lines: Sequence[Tensor], kernel: Tensor, boundary: Boundary) -> list[Tensor]:
+    """Smooth lines as if they were one, then set right what reaches over their ends."""
+    lengths, size = tuple(line.numel() for line in lines), len(kernel)
+    joined = torch.cat(list(lines)) if len(lines) > 1 else lines[0]
+    smoothed = torch.empty_like(joined)
+    _weigh(_views(joined, size), kernel, out=smoothed[size // 2 : len(joined) - size // 2])
+    edges, neighbours = _edges(lengths, size, boundary, joined.device)
+    windows = joined.index_select(0, neighbours).view(size, -1)
+    smoothed.index_copy_(0, edges, torch.mv(windows.t(), kernel))
+    return list(smoothed.split_with_sizes(lengths))
+
+
+def _weigh(copies: Sequence[Tensor], taps: Tensor, out: Tensor) -> None:
+    """The sum of vectors, each weighed with its tap, into ``out``."""
+    first, *others = taps.unbind()
+    # Not in blocks on accelerators, whose cost is in calls, nor where a compiler makes one loop of all this.
+    whole = out.device.type != "cpu" or len(out) <= BLOCK or torch.compiler.is_compiling()
+    for start in range(0, len(out), len(out) if whole else BLOCK):
+        block, copy, *copies_of_block = (
+            (out, *copies) if whole else (vector[start : start + BLOCK] for vector in (out, *copies))
+        )
+        torch.mul(copy, first, out=block)
+        for copy, tap in zip(copies_of_block, others, strict=True):
+            block.addcmul_(copy, tap)
+
+
+def _dots(a: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """The inner product of a vector with each of the others."""
+    # torch.dot is eight times slower where one of the vectors is not aligned.
+    row = a.unsqueeze(0)
+    return torch.cat([torch.mv(row, other) for other in others])
+
+
+def _windows_at_ends(lines: Sequence[Tensor], size: int, boundary: Boundary) -> Tensor:
+    """What the taps see at the ends of lines: ``(lines, size, 3 (size - 1))``.
+
+    First, at the edges, ``size - 1`` positions where a tap reaches over an end. Then ``size - 1`` windows over the
+    first end and as many over where the last ``size - 1`` elements begin, with zeros for what is not at the ends: by
+    :func:`_window_signs`, they make the difference between the products of views of a line and those of its copies.
+    """
+    reach = size - 1
+    ends = torch.stack([line.as_strided((2, reach), (len(line) - reach, 1)) for line in lines]).view(len(lines), -1)
+    places = _places_at_ends(size, boundary, ends.device)
+    return torch.constant_pad_nd(ends, (0, 1)).index_select(1, places).view(len(lines), size, 3 * reach)
+
+
 @lru_cache(maxsize=256)
-def _margins(lengths: tuple[int, ...], radius: int, boundary: Boundary, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Positions of the margins in a buffer of lines with ``radius`` on either side, and of what they repeat."""
-    margins, sources, start = [], [], radius
-    for length in lengths:
-        for position in (*range(-radius, 0), *range(length, length + radius)):
-            margins.append(start + position)
-            sources.append(start + _source(position, length, boundary))
-        start += length + 2 * radius
-    return torch.tensor(margins, device=device, dtype=torch.long), torch.tensor(
-        sources, device=device, dtype=torch.long
-    )
+def _places_at_ends(size: int, boundary: Boundary, device: torch.device) -> Tensor:
+    """Where in a line's two ends and a zero after them the elements of :func:`_windows_at_ends` stand."""
+    reach, radius = size - 1, size // 2
+    # At the ends, a line is as if it were no longer than the two.
+    length, zero = 2 * reach, 2 * reach
+    neighbours = _neighbours((length,), size, boundary, torch.device("cpu")).view(size, -1)
+    taps = torch.arange(size).unsqueeze(1)
+    first, last = torch.arange(-reach, 0) + taps, torch.arange(0, reach) + taps
+    windows = [
+        neighbours[:, :radius],
+        neighbours[:, length - radius : length],
+        first.masked_fill(first < 0, zero),
+        last.masked_fill(last < reach, zero),
+    ]
+    return torch.cat(windows, 1).flatten().to(device)
+
+
+@lru_cache(maxsize=256)
+def _window_signs(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Which of :func:`_windows_at_ends` count, 1, and which were counted too many, -1."""
+    signs = torch.ones(3, size - 1, dtype=dtype)
+    signs[1] = -1
+    return signs.flatten().to(device)
+
+
+@lru_cache(maxsize=256)
+def _distances(size: int, device: torch.device) -> Tensor:
+    """The distance of each two taps, row by row."""
+    taps = torch.arange(size)
+    return (taps[:, None] - taps).abs().flatten().to(device)
+
+
+@lru_cache(maxsize=256)
+def _as_tensor(numbers: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A column of numbers."""
+    return torch.tensor(numbers, dtype=dtype, device=device).unsqueeze(1)
+
+
+@lru_cache(maxsize=256)
+def _edges(lengths: tuple[int, ...], size: int, boundary: Boundary, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where in lines end to end a tap reaches over an end, and, tap by tap, where the neighbours there stand."""
+    radius, edges, neighbours = size // 2, [], []
+    for length, start in zip(lengths, accumulate(lengths, initial=0), strict=False):
+        for position in (*range(radius), *range(length - radius, length)):
+            edges.append(start + position)
+            neighbours.append([start + _source(position + tap - radius, length, boundary) for tap in range(size)])
+    places = torch.tensor(neighbours, dtype=torch.long).view(-1, size).T.flatten()
+    return torch.tensor(edges, dtype=torch.long, device=device), places.to(device)
 
 
 @lru_cache(maxsize=256)
 def _neighbours(lengths: tuple[int, ...], size: int, boundary: Boundary, device: torch.device) -> Tensor:
-    """Tap by tap, for each element of lines end to end, the position of the neighbour that the tap weighs."""
-    starts = accumulate(lengths, initial=0)
-    places = list(zip(starts, lengths, strict=False))
-    radius = size // 2
-    return torch.tensor(
-        [
-            start + _source(position + shift, length, boundary)
-            for shift in range(-radius, radius + 1)
-            for start, length in places
-            for position in range(length)
-        ],
-        device=device,
-    )
+    """Where in lines end to end, and a zero after them, the neighbours stand that each tap weighs.
+
+    Line by line and tap by tap, for as many positions as the longest line has.
+    """
+    radius, zero, longest = size // 2, sum(lengths), max(lengths)
+    places = torch.full((len(lengths), size, longest), zero)
+    for of_line, length, start in zip(places, lengths, accumulate(lengths, initial=0), strict=False):
+        sources = [_source(position, length, boundary) for position in range(-radius, length + radius)]
+        of_line[:, :length] = start + torch.tensor(sources, dtype=torch.long).unfold(0, length, 1)
+    return places.flatten().to(device)

@@ -174,7 +174,10 @@ def per_sample_gradients(
     def sample_loss(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return loss(torch.func.functional_call(model, values, (x.unsqueeze(0),)), y.unsqueeze(0))
 
-    return torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))(parameters, inputs, targets)
+    gradients: dict[str, Tensor] = torch.func.vmap(torch.func.grad(sample_loss), in_dims=(None, 0, 0))(
+        parameters, inputs, targets
+    )
+    return gradients
 
 
 def _check_beta(beta: float) -> None:

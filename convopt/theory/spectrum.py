@@ -146,7 +146,7 @@ def power_spectrum(field: Tensor, axes: Sequence[int]) -> Tensor:
 def radial_frequency(shape: Sequence[int]) -> Tensor:
     """``sqrt((i / H)^2 + (j / W)^2 + ...)`` on a grid, float64, ``shape``: 0 for the constant."""
     squares = [(torch.arange(length, dtype=torch.float64) / length).square() for length in shape]
-    return sum(torch.meshgrid(*squares, indexing="ij")).sqrt()
+    return torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0).sqrt()
 
 
 def radial_bins(shape: Sequence[int], bins: int) -> Tensor:
@@ -209,13 +209,13 @@ def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: t
         dtype: of the bases; all else is float32.
         device: of all tensors but ``frequency``.
     """
+    bands: Sequence[Tensor]
     if radial:
-        bands, radii = (radial_bins(shape, max(shape)),), (radial_frequency(shape),)
-        sizes = (max(shape),)
+        bands, radii, sizes = [radial_bins(shape, max(shape))], [radial_frequency(shape)], [max(shape)]
     else:
         bands = torch.meshgrid(*[torch.arange(length) for length in shape], indexing="ij")
         radii = [of_axis / length for of_axis, length in zip(bands, shape, strict=True)]
-        sizes = tuple(shape)
+        sizes = list(shape)
     members = [
         torch.nn.functional.one_hot(of_axis.flatten(), size).float() for of_axis, size in zip(bands, sizes, strict=True)
     ]
@@ -225,7 +225,7 @@ def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: t
         bases=tuple(dct_matrix(length).to(device, dtype) for length in shape),
         pooling=(torch.cat(members, 1) / weights.clamp_min(1)).to(device),
         rings=bands[0].to(device) if radial else None,
-        sizes=sizes,
+        sizes=tuple(sizes),
         weights=weights.to(device),
         frequency=frequency / weights.clamp_min(1),
     )
