@@ -11,10 +11,11 @@ TESTED := $(VENV)/.tested
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
-RECORDS := $(wildcard book/records/*.parquet)
+RECORDS := $(wildcard book/records/*)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/assets/*)
 SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py *.md *.toml *.txt *.yml Makefile)
 HTML := book/_build/html/index.html
+MATHJAX := book/vendored/mathjax/tex-svg.js
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -40,7 +41,11 @@ lab: setup  ## open JupyterLab on the notebooks
 book: $(HTML)  ## build the report (PROFILE=quick: all of it live on the embedded digits)
 	@echo "The book is at $(HTML)"
 
-$(HTML): $(EXECUTED) $(PAGES) $(RECORDS)
+$(MATHJAX): $(READY)
+	mkdir -p $(@D)
+	cp $(VENV)/lib/python*/site-packages/sphinx-mathjax-offline/static/mathjax/$(@F) $@
+
+$(HTML): $(EXECUTED) $(PAGES) $(RECORDS) $(MATHJAX)
 	$(BIN)/jupyter-book build book --all --nitpick --warningiserror --keep-going
 	touch $@
 
@@ -73,4 +78,4 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:  ## remove what was built, but not .venv, runs or data
-	rm -rf book/_build book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf book/_build book/vendored book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -47,6 +47,13 @@ class TestCommitted:
             if cell.cell_type == "code" and "figure = figures." in cell.source:
                 assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
 
+    def test_with_no_result_typed_into_the_prose(self, path):
+        """Results come from records by glue. What a run is given, or an interval's level, may stand in the text."""
+        result = re.compile(r"[\d.]+ ?%(?! (?:wrong labels|(?:of the )?training labels|(?:whole )?intervals?)\b)")
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                assert not result.findall(cell.source)
+
 
 def write(path, *sources, parameters=None):
     cells = [nbformat.v4.new_code_cell(source) for source in sources]

@@ -48,7 +48,7 @@ class KernelRecorder:
 
     @property
     def history(self) -> dict[str, list[Any]]:
-        """Column by column: ``step`` (ints), each kernel (nested lists of floats), each statistic (floats)."""
+        """The columns ``step`` (ints), each kernel (nested lists of floats) and each statistic (floats)."""
         columns = {name: None for entry in self._entries for name in entry}
         values = [
             {name: value.tolist() if isinstance(value, Tensor) else value for name, value in entry.items()}

@@ -50,9 +50,9 @@ def binomial(size: int, ndim: int = 1) -> Tensor:
 def laplacian(size: int, ndim: int = 1, sigma: float = 1.0) -> Tensor:
     """The kernel of Laplacian smoothing, cut to ``size`` taps, float32, ``(size,) * ndim``; along each axis in turn.
 
-    The inverse of ``I - sigma * Laplacian`` weighs a neighbour at distance d by ``rho ** d`` with
-    ``rho = (2 sigma + 1 - sqrt(4 sigma + 1)) / (2 sigma)``. Its response :func:`laplacian_response` is positive; that
-    of the cut kernel need not be where ``rho ** (size // 2)`` is not small.
+    The inverse of ``I - sigma * Laplacian`` weighs a neighbour at distance d by :func:`decay_ratio` to the power of d.
+    Its response :func:`laplacian_response` is positive; that of the cut kernel need not be where the last tap is not
+    small.
 
     Args:
         size: taps along each axis, odd.
@@ -62,10 +62,17 @@ def laplacian(size: int, ndim: int = 1, sigma: float = 1.0) -> Tensor:
     Source: Osher et al., Laplacian Smoothing Gradient Descent (arXiv:1806.06317), equation 4.
     """
     check_size(size, "size")
-    _check_positive("sigma", sigma)
-    rho = 2 * sigma / (2 * sigma + 1 + math.sqrt(4 * sigma + 1))  # the same without cancellation
-    profile = rho ** (torch.arange(size, dtype=torch.float64) - size // 2).abs()
+    profile = decay_ratio(sigma) ** (torch.arange(size, dtype=torch.float64) - size // 2).abs()
     return _separable(profile / profile.sum(), ndim)
+
+
+def decay_ratio(sigma: float) -> float:
+    """By how much Laplacian smoothing weighs a neighbour less than the one before it, in (0, 1).
+
+    ``(2 sigma + 1 - sqrt(4 sigma + 1)) / (2 sigma)``. ValueError unless ``sigma`` is positive.
+    """
+    _check_positive("sigma", sigma)
+    return 2 * sigma / (2 * sigma + 1 + math.sqrt(4 * sigma + 1))  # the same without cancellation
 
 
 def laplacian_response(frequencies: Tensor, sigma: float = 1.0) -> Tensor:

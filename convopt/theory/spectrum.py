@@ -239,8 +239,8 @@ def wiener_gain(signal_power: Tensor, total_power: Tensor) -> Tensor:
         total_power: S + N, as of :func:`power_spectrum`, same shape.
 
     Returns:
-        The gain, not negative: the coherence of two estimates, SNR / (1 + SNR). 0 where the power is 0. An estimate of
-        S may exceed that of S + N; nothing is clipped at 1.
+        The gain, not negative. It is the coherence of two estimates, SNR / (1 + SNR), and 0 where the power is 0. An
+        estimate of S may exceed that of S + N; nothing is clipped at 1.
 
     Raises:
         ValueError: shapes differ.
