@@ -12,15 +12,15 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
 RECORDS := $(wildcard book/records/*)
-PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/assets/*)
+PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extra/*/*)
 SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py *.md *.toml *.txt *.yml Makefile)
 HTML := book/_build/html/index.html
-MATHJAX := book/vendored/mathjax/tex-svg.js
+MATHJAX := book/extra/mathjax/tex-svg.js
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book reproduce test retest test-all lint clean FORCE
+.PHONY: help setup lab book serve reproduce test retest test-all lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -57,6 +57,9 @@ book/executed/.profile: FORCE
 	@mkdir -p book/executed
 	@echo '$(PROFILE)' | cmp -s - $@ || echo '$(PROFILE)' > $@
 
+serve: book  ## build the report and serve it on http://localhost:8000
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(dir $(HTML))
+
 reproduce: $(READY)  ## train all published runs anew (many hours; goes on where it stopped), print the differences
 	$(BIN)/convopt reproduce --store runs/reproduced
 
@@ -78,4 +81,4 @@ lint: $(READY)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:  ## remove what was built, but not .venv, runs or data
-	rm -rf book/_build book/vendored book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	rm -rf book/_build book/executed .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

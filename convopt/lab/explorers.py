@@ -72,4 +72,5 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         f'<label>{html.escape(label)} <input type="range" min="0" max="{len(values) - 1}" value="{start}" '
         f'oninput="{SHOW_FRAME}"> <output>{html.escape(str(values[start]))}</output></label>'
     )
-    return HTML(f"<figure>{''.join(frames)}<figcaption>{control}</figcaption></figure>")
+    style = "background: white; color: black"  # as the figures have, in the dark as well
+    return HTML(f'<figure style="{style}">{"".join(frames)}<figcaption>{control}</figcaption></figure>')

@@ -1,0 +1,185 @@
+"""The built book, read in a real browser: `make book` first, chromium on the path.
+
+Every request that would leave the machine is blocked and fails the test, so the pages are seen as they are offline.
+"""
+
+import functools
+import gzip
+import http.server
+import io
+import shutil
+import threading
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import ROOT
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+HTML = ROOT / "book" / "_build" / "html"
+PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+ALLOWED = ["Identifier 'THEBE_JS_URL' has already been declared"]  # jupyter-book's inert settings for thebe, twice
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not PAGES, reason="no book: run `make book` first"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
+]
+for_every_page = pytest.mark.parametrize("name", PAGES)
+
+
+class Troubles(list):
+    def append(self, trouble: str) -> None:
+        if not any(allowed in trouble for allowed in ALLOWED):
+            super().append(trouble)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=HTML)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """A page that only gets to this machine, with what went wrong in its attribute ``troubles``."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.troubles = Troubles()
+
+    def route(handler) -> None:
+        url = handler.request.url
+        if url.startswith((address, "file:", "data:", "blob:")):
+            handler.continue_()
+        else:
+            page.troubles.append(f"external request: {url}")
+            handler.abort()
+
+    context.route("**/*", route)
+    page.on("requestfailed", lambda request: page.troubles.append(f"failed: {request.url}"))
+    page.on("response", lambda response: response.ok or page.troubles.append(f"{response.status}: {response.url}"))
+    page.on("pageerror", lambda error: page.troubles.append(f"error: {error}"))
+    page.on("console", lambda line: line.type == "error" and page.troubles.append(f"console: {line.text}"))
+    yield page
+    context.close()
+
+
+def visit(page: Page, url: str) -> None:
+    page.goto(url, wait_until="networkidle")
+    page.evaluate("window.MathJax?.startup?.promise")
+    page.wait_for_timeout(300)  # fades
+
+
+@for_every_page
+def test_it_loads_whole_and_from_this_machine_alone(page, address, name):
+    visit(page, f"{address}/{name}")
+    assert page.troubles == []
+    images = page.eval_on_selector_all(
+        "img", "all => all.filter(i => !i.naturalWidth || !i.alt.trim()).map(i => i.outerHTML.slice(0, 200))"
+    )
+    assert images == []
+
+
+@for_every_page
+def test_from_a_file_it_looks_the_same(page, address, name):
+    pictures = []
+    for url in (f"{address}/{name}", (HTML / name).as_uri()):
+        visit(page, url)
+        shot = page.screenshot(animations="disabled")
+        pictures.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float))
+    assert page.troubles == []
+    assert (abs(pictures[0] - pictures[1]) > 30).mean() < 1e-3
+
+
+@for_every_page
+def test_formulas_are_rendered(page, address, name):
+    visit(page, f"{address}/{name}")
+    written = page.locator(".math").count()
+    assert page.locator(".math mjx-container").count() >= written
+    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+
+
+@for_every_page
+@pytest.mark.parametrize("width", [375, 1440])
+def test_nothing_sticks_out_to_the_side(page, address, name, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, f"{address}/{name}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@for_every_page
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, address, name, theme):
+    """Legible, named, reachable: among others, contrast in the dark."""
+    page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
+    visit(page, f"{address}/{name}")
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    found = Axe().run(page).response["violations"]
+    serious = {
+        violation["id"]: [node["html"][:150] for node in violation["nodes"]][:3]
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    }
+    assert serious == {}
+
+
+@for_every_page
+def test_internal_links_lead_somewhere(page, address, name):
+    visit(page, f"{address}/{name}")
+    links = page.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
+    for link in {link for link in links if link.startswith(address)}:
+        path, _, anchor = link.removeprefix(address + "/").partition("#")
+        target = HTML / (path.partition("?")[0] or "index.html")
+        assert target.is_file(), link
+        if anchor and target.suffix == ".html":
+            assert f'id="{anchor}"' in target.read_text(), link
+
+
+def test_search_finds_the_wiener_page(page, address):
+    visit(page, f"{address}/search.html?q=Wiener")
+    page.wait_for_selector("ul.search li a")
+    assert any("04-wiener" in link for link in page.eval_on_selector_all("ul.search a", "all => all.map(a => a.href)"))
+    assert page.troubles == []
+
+
+def test_the_keyboard_reaches_the_menu_and_a_page(page, address):
+    page.set_viewport_size({"width": 375, "height": 800})
+    visit(page, f"{address}/index.html")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.primary-toggle')"):
+            break
+    else:
+        pytest.fail("no menu button in 60 stops of the keyboard")
+    page.keyboard.press("Enter")
+    link = page.get_by_role("link", name="What each optimizer supports")
+    link.wait_for()
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/supports.html")
+
+
+def test_the_book_and_its_front_page_are_small(page, address):
+    assert sum(path.stat().st_size for path in HTML.rglob("*") if path.is_file()) < 30e6
+    sizes = []  # as web servers send them
+    page.on("response", lambda response: sizes.append(len(gzip.compress(response.body()))))
+    visit(page, f"{address}/index.html")
+    assert sum(sizes) < 1.5e6
