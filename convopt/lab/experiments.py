@@ -286,7 +286,6 @@ WIENER_EXPERIMENTS = (
         name="04-wiener-harmless-convnet",
         title="Clean labels, ConvNet: what SNRAnnealing costs where there is no noise to fit",
         arms=tuple(_harmless("ConvNet")),
-        published=False,
     ),
     Experiment(
         name="04-wiener-options",
@@ -311,7 +310,6 @@ WIENER_EXPERIMENTS = (
             ("power: 1", with_options(WIENER_SGD, power=1.0), STRESS),
             ("power: 2", with_options(WIENER_SGD, power=2.0), STRESS),
         ),
-        published=False,
     ),
     Experiment(
         name="04-wiener-ideas",
