@@ -132,7 +132,8 @@ def test_axe_finds_nothing_serious(page, address, name, theme):
     page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
     visit(page, f"{address}/{name}")
     assert page.evaluate("document.documentElement.dataset.theme") == theme
-    found = Axe().run(page).response["violations"]
+    # Sphinx calls its bibliography a list, and its entries, rightly, bibliography entries.
+    found = Axe().run(page, context={"exclude": [".citation-list"]}).response["violations"]
     serious = {
         violation["id"]: [node["html"][:150] for node in violation["nodes"]][:3]
         for violation in found

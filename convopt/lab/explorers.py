@@ -73,4 +73,5 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         f'oninput="{SHOW_FRAME}"> <output>{html.escape(str(values[start]))}</output></label>'
     )
     style = "background: white; color: black"  # as the figures have, in the dark as well
-    return HTML(f'<figure style="{style}">{"".join(frames)}<figcaption>{control}</figcaption></figure>')
+    caption = f'<figcaption style="color: inherit">{control}</figcaption>'
+    return HTML(f'<figure style="{style}">{"".join(frames)}{caption}</figure>')
