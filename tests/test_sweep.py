@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -222,7 +223,9 @@ def test_two_sweeps_over_one_store_lose_nothing(tmp_path):
 def test_control_c_keeps_what_was_finished_and_leaves_no_process(tmp_path, jobs):
     command = [sys.executable, "-m", "convopt.cli", "run", "06-stress-test", "--dataset", "digits"]
     command += ["--seeds", "2", "--epochs", "2", "--jobs", jobs, "--store", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells have background jobs ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, process_group=0, preexec_fn=heeded)
     wait_for_records(tmp_path, 2, process)
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
