@@ -55,8 +55,9 @@ class Table:
         return replace(self, frame=self.frame[[*self.frame.columns[: self.index], *columns]])
 
     def _repr_html_(self) -> str:
-        told = self.text().replace(" ", "\u00a0", regex=True)  # an interval stays on one line
+        told = self.text()
         shown = told.set_index(list(told.columns[: self.index]))
+        shown = shown.replace(" ", "\u00a0", regex=True)  # an interval stays on one line
         content = base64.b64encode(self.csv().encode()).decode()
         link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{content}">{self.name}.csv</a>'
         return f"{shown.to_html()}\n<p>{link}</p>"
