@@ -62,6 +62,17 @@ def test_lines_with_a_kernel_each_are_smoothed_as_if_alone(size, lengths, bounda
         torch.testing.assert_close(result, convolution(line, kernel, boundary))
 
 
+@given(SIZES, WAYS)
+def test_a_line_may_have_gaps_in_memory(size, way):
+    line, kernel = tensor(60, seed=0)[::2], tensor(1, size, seed=1)
+    with computed(way):
+        for kernels in (kernel, kernel[0]):
+            (smoothed,) = LineShifts([line], size).smooth(kernels)
+            torch.testing.assert_close(smoothed, convolution(line, kernel[0]))
+        statistics = LineShifts([line], size).statistics()
+    torch.testing.assert_close(statistics.products[0], shift_statistics(line, size).products)
+
+
 @given(
     SIZES,
     st.lists(st.integers(7, 20), min_size=1, max_size=3),

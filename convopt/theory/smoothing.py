@@ -465,7 +465,7 @@ def _windows_at_ends(lines: Sequence[Tensor], size: int, boundary: Boundary) -> 
     :func:`_window_signs`, they make the difference between the products of views of a line and those of its copies.
     """
     reach = size - 1
-    ends = torch.stack([line.as_strided((2, reach), (len(line) - reach, 1)) for line in lines]).view(len(lines), -1)
+    ends = torch.stack([torch.cat([line[:reach], line[len(line) - reach :]]) for line in lines])
     places = _places_at_ends(size, boundary, ends.device)
     return torch.constant_pad_nd(ends, (0, 1)).index_select(1, places).view(len(lines), size, 3 * reach)
 
