@@ -1,17 +1,13 @@
 """What a step costs, measured in one run: every optimizer in turn, again and again, so that noise strikes all alike."""
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,10 +23,7 @@ from convopt import (
     WienerSGD,
     spatial_param_groups,
 )
-from convopt.lab import provenance
 from convopt.lab.models import ConvNet, SimpleNet
-from convopt.lab.records import write_atomically
-from convopt.lab.report import Table
 from convopt.lab.vision import torchvision
 
 BLOCK = 20
@@ -106,15 +99,6 @@ OPTIMIZERS: dict[str, Make] = {
 }
 """What is measured; the bases with torch's default implementation."""
 
-SIZES = (3, 5, 9, 15, 25)
-"""Kernel sizes whose steps are timed, on the network of a million parameters."""
-
-OF_SIZES: dict[str, Make] = {
-    f"{cls.__name__}, {size} taps": partial(_plain, cls, kernel_size=size)
-    for cls in (ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2)
-    for size in SIZES
-}
-
 TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7}
 """How often an update must read or write each parameter's bytes: gradient, parameter and state; 5 for SGD's."""
 
@@ -140,7 +124,7 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
         with _threads(count):
             times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
         medians = {label: statistics.median(of_it) for label, of_it in times.items()}
-        for label in [label for label in medians if label not in FLOORS]:
+        for label in OPTIMIZERS:
             floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
             rows.append(
                 {
@@ -158,36 +142,6 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     return rows
 
 
-def publish(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write measurements to ``path``, with where they come from."""
-    made = provenance.collect("none") | {"date": date.today().isoformat()}
-    write_atomically(path, json.dumps({"provenance": made, "rows": rows}, indent=1).encode())
-
-
-def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Provenance and rows of published measurements."""
-    content = json.loads(path.read_text())
-    return content["provenance"], pd.DataFrame(content["rows"])
-
-
-def comparison(frame: pd.DataFrame, what: str, column: str, threads: int = 1) -> Table:
-    """A column of measurements, a row per optimizer and a column per network or, of training steps, batch size.
-
-    Args:
-        frame: rows of :func:`measure`.
-        what: with what these begin, "step" or "training step".
-        column: "over_sgd", "over_adamw", "over_floor" or "median_ms".
-        threads: of those with so many threads.
-    """
-    chosen = frame[
-        frame.what.str.startswith(what) & (frame.threads == threads) & frame.optimizer.isin(list(OPTIMIZERS))
-    ]
-    network = chosen.model + chosen.what.str.removeprefix(what)
-    pivot = chosen.assign(network=network).pivot(index="optimizer", columns="network", values=column)
-    pivot = pivot.loc[list(OPTIMIZERS), list(dict.fromkeys(network))].round(2)
-    return Table(pivot.rename_axis(columns=None).reset_index(), f"{what}-{column}".replace(" ", "-"))
-
-
 def with_gradients(name: str, device: str) -> tuple[nn.Module, Tensor]:
     """One of ``MODELS``, its gradients white noise of one seed, and a batch of one picture that it takes."""
     make_model, shape = MODELS[name]
@@ -201,8 +155,7 @@ def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
     """Seconds per step of each optimizer with the same gradients, and of copying what must be touched."""
     steps: dict[str, Callable[[], Any]] = {}
     model, sample = with_gradients(name, device)
-    makers = OPTIMIZERS | OF_SIZES if name == "1 M" else OPTIMIZERS
-    for label, make in makers.items():
+    for label, make in OPTIMIZERS.items():
         copied = copy.deepcopy(model)
         for p, original in zip(copied.parameters(), model.parameters(), strict=True):
             p.grad = original.grad  # ten copies of large gradients would fill the memory

@@ -25,7 +25,7 @@ from convopt.lab.workspace import project_folder
 
 PROFILES: dict[str, dict[str, Any]] = {
     "published": {},
-    "quick": {"dataset": "digits", "seeds": 2, "epochs": 3, "seconds": 0.1},
+    "quick": {"dataset": "digits", "seeds": 2, "epochs": 3},
 }
 """Parameters that a profile sets where a notebook has them. "quick" also trains into a new store."""
 
