@@ -11,7 +11,7 @@ centre ``c``. For the symmetric kernels that smoothing is about, it makes no dif
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
@@ -79,24 +79,34 @@ class LineShifts(Shifts):
         self._size, self._boundary = size, boundary
         self._short = [i for i, length in enumerate(self._lengths) if length <= SHORT]
         self._long = [i for i, length in enumerate(self._lengths) if length > SHORT]
+        # Not by cached_property: torch.compile cannot see through its lock.
+        self._gathered: Tensor | None = None
+        self._at_ends: Tensor | None = None
 
-    @cached_property
+    @property
     def _copies(self) -> Tensor:
         """Of the short lines, ``(short lines, size, length of the longest)``."""
+        if self._gathered is None:
+            self._gathered = self._gather()
+        return self._gathered
+
+    def _gather(self) -> Tensor:
         lengths = tuple(self._lengths[i] for i in self._short)
         joined = torch.cat([*[self._lines[i] for i in self._short], self._lines[0].new_zeros(1)])
         neighbours = _neighbours(lengths, self._size, self._boundary, joined.device)
         return joined.index_select(0, neighbours).view(len(lengths), self._size, -1)
 
-    @cached_property
+    @property
     def _views(self) -> list[tuple[Tensor, ...]]:
         """Of each long line."""
         return [_views(self._lines[i], self._size) for i in self._long]
 
-    @cached_property
+    @property
     def _windows(self) -> Tensor:
         """Of the long lines."""
-        return _windows_at_ends([self._lines[i] for i in self._long], self._size, self._boundary)
+        if self._at_ends is None:
+            self._at_ends = _windows_at_ends([self._lines[i] for i in self._long], self._size, self._boundary)
+        return self._at_ends
 
     def smooth(self, kernel: Tensor) -> list[Tensor]:
         """``W * g`` of each line, in float32 (float64 where it is float64).
@@ -372,6 +382,15 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def _extend(fields: Tensor, rows: int, columns: int, boundary: Boundary, step: int = 1) -> Tensor:
     """Fields ``(n, H, W step)`` with ``rows`` more above and below, ``columns`` more at the left and the right."""
+    if torch.compiler.is_compiling() and step == 1:  # of torch's padding it makes a loop that computes every place anew
+        for axis, margin in ((1, rows), (2, columns)):
+            length = fields.shape[axis]
+            before, after = (
+                [fields.narrow(axis, _source(position, length, boundary), 1) for position in outside]
+                for outside in (range(-margin, 0), range(length, length + margin))
+            )
+            fields = torch.cat([*before, fields, *after], axis)
+        return fields
     if step == 1 and boundary != "symmetric":
         return F.pad(fields.unsqueeze(0), (columns, columns, rows, rows), mode=boundary)[0]
     count, height, width = len(fields), fields.shape[1], fields.shape[2] // step
@@ -439,8 +458,11 @@ def _smooth_together(lines: Sequence[Tensor], kernel: Tensor, boundary: Boundary
 def _weigh(copies: Sequence[Tensor], taps: Tensor, out: Tensor) -> None:
     """The sum of vectors, each weighed with its tap, into ``out``."""
     first, *others = taps.unbind()
-    # Not in blocks on accelerators, whose cost is in calls, nor where a compiler makes one loop of all this.
-    whole = out.device.type != "cpu" or len(out) <= BLOCK or torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():  # it makes one loop of this, but not of additions in place
+        out.copy_(sum((copy * tap for copy, tap in zip(copies[1:], others, strict=True)), copies[0] * first))
+        return
+    # Not in blocks on accelerators, whose cost is in calls.
+    whole = out.device.type != "cpu" or len(out) <= BLOCK
     for start in range(0, len(out), len(out) if whole else BLOCK):
         block, copy, *copies_of_block = (
             (out, *copies) if whole else (vector[start : start + BLOCK] for vector in (out, *copies))
