@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises: three files make an optimizer, and hooks keep what every commit holds."""
+"""What CONTRIBUTING.md promises: three files make an optimizer, a template a page, and hooks keep the habits."""
 
 import json
 import re
@@ -60,6 +60,17 @@ def test_an_optimizer_that_is_not_like_sgd_is_told_where_to_say_so(checkout):
         checkout("pytest tests/test_contract.py -k 'NeighbourSGD and options_of_the_base'")
     assert "does not take nesterov" in failed.value.output
     assert "PARTICULAR in tests/contract.py" in failed.value.output
+
+
+@pytest.mark.slow
+def test_a_notebook_from_the_template_is_a_page_like_the_others(checkout):
+    (command,) = re.findall(r"`(cp templates/[^`]+)`", section("Add an experiment"))
+    checkout(command)
+    page, toc = checkout.folder / command.split()[-1], checkout.folder / "book" / "_toc.yml"
+    page.write_text(page.read_text().replace('page(\\"experiment\\"', f'page(\\"{page.stem}\\"'))
+    listed = "      - file: executed/06-stress-test\n"
+    toc.write_text(patched(toc.read_text(), f" {listed}+      - file: executed/{page.stem}\n"))
+    checkout(f"pytest tests/test_notebooks.py -m '' -k {page.stem}")
 
 
 @pytest.mark.slow

@@ -87,8 +87,9 @@ def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" 
             f"{', '.join(f'`{commit}`' for commit in sources['commit'])} with torch {', '.join(sources['torch'])} "
             f"on {', '.join(sources['processor'])}."
         )
-        downloads.append('<a href="../published.parquet" download>all published records</a>')
-    lines.append(f"To download: {', '.join(downloads)}; the numbers of a table are below it.")
+        table = '<a href="../published.parquet" download>all published records</a>'
+        downloads.append(f"{table}, and below each table its numbers")
+    lines.append(f"To download: {', '.join(downloads)}.")
     again = f"""The same page again, in a checkout after `make setup && source .venv/bin/activate`:
 
 ```bash
