@@ -13,18 +13,19 @@ EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
 RECORDS := $(wildcard book/records/*)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extra/*/*)
-SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py *.md *.toml *.txt *.yml Makefile)
+SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py templates/* *.md *.toml *.txt *.yml \
+	.pre-commit-config.yaml .devcontainer/* .github/workflows/* Makefile)
 HTML := book/_build/html/index.html
 MATHJAX := book/extra/mathjax/tex-svg.js
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book serve reproduce test retest test-all lint clean FORCE
+.PHONY: help setup lab book serve publish-check reproduce test retest test-all lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make .venv with the pinned versions
 
@@ -59,6 +60,9 @@ book/executed/.profile: FORCE
 
 serve: book  ## build the report and serve it on http://localhost:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(dir $(HTML))
+
+publish-check: book  ## build the report as GitHub Pages would get it, and check it in a browser
+	$(BIN)/pytest -n auto -m browser -rs
 
 reproduce: $(READY)  ## train all published runs anew (many hours; goes on where it stopped), print the differences
 	$(BIN)/convopt reproduce --store runs/reproduced

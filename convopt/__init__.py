@@ -1,27 +1,8 @@
 """Gradient smoothing for deep learning: optimizers that convolve the gradient before the update."""
 
-from convopt.optim import (
-    ConvolutionalSGD,
-    ConvolutionalSGDv2,
-    KernelRecorder,
-    LaplacianSmoothingSGD,
-    LocalLossConvSGD,
-    SNRAnnealing,
-    WienerAdamW,
-    WienerSGD,
-    spatial_param_groups,
-)
+from convopt import optim
+from convopt.optim import *  # noqa: F403
 
 __version__ = "0.1.0"
-__all__ = [
-    "ConvolutionalSGD",
-    "ConvolutionalSGDv2",
-    "KernelRecorder",
-    "LaplacianSmoothingSGD",
-    "LocalLossConvSGD",
-    "SNRAnnealing",
-    "WienerAdamW",
-    "WienerSGD",
-    "__version__",
-    "spatial_param_groups",
-]
+__all__ = ["__version__"]
+__all__ += optim.__all__

@@ -1,4 +1,8 @@
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,3 +30,35 @@ def mnist_folder() -> Path:
     if not data.is_at_hand("mnist"):
         pytest.skip(f"MNIST is not under {folder}; set CONVOPT_DATA to test with it")
     return folder
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Callable[[str], str]:
+    """Runs a command line in a fresh clone, uncommitted changes included, whose .venv is this one; what it printed.
+
+    Where the clone is stands in the attribute ``folder``. CalledProcessError has the output of what fails.
+    """
+    folder = tmp_path / "checkout"
+    known = "git ls-files -z --cached --others --exclude-standard"
+    names = subprocess.run(known.split(), cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    bin_folder = folder / ".venv" / "bin"
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "PYTHONPATH": str(folder),  # the package is installed from elsewhere
+        "PRE_COMMIT_HOME": str(tmp_path / "pre-commit"),
+    }
+
+    def run(command: str) -> str:
+        bash = ["bash", "-euo", "pipefail", "-c", command]
+        ran = {"cwd": folder, "env": environment, "check": True, "text": True, "timeout": 600}
+        return subprocess.run(bash, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **ran).stdout
+
+    run("git init --quiet && git add . && git -c user.name=test -c user.email=test@localhost commit --quiet -m all")
+    (folder / ".venv").symlink_to(sys.prefix)
+    run.folder = folder
+    return run

@@ -1,5 +1,9 @@
-"""The table of optimizers and options that the contract tests run over, on torch's own OptimizerInfo."""
+"""The table of optimizers and options that the contract tests run over, on torch's own OptimizerInfo.
 
+An optimizer of ``convopt.optim`` joins it by itself. What makes it differ from SGD is listed in ``PARTICULAR``.
+"""
+
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +29,7 @@ from convopt import (
     WienerSGD,
     spatial_param_groups,
 )
+from convopt.lab.training import OURS
 
 NOT_TAKEN = {"dampening", "amsgrad", "capturable", "differentiable"}
 """Options of the base optimizers that none of ours has; giving one is a TypeError."""
@@ -50,7 +55,7 @@ def _info(optimizer: type, like: str, *own: dict[str, Any], impls: tuple[str, ..
     )
 
 
-CONTRACT = [
+PARTICULAR = [
     _info(ConvolutionalSGD, "SGD", {"kernel_size": 3}, {"kernel_init": "gaussian", "kernel_lr": 0.01}),
     _info(LocalLossConvSGD, "SGD", {"kernel_size": 3}, {"local_lr": 0.1, "lambd": 1.0}),
     _info(ConvolutionalSGDv2, "SGD", {"kernel_size": 3, "loss_weights": (0.5, 0.3, 0.2)}, {"kernel_update_every": 1}),
@@ -71,6 +76,16 @@ CONTRACT = [
         impls=("for-loop", "foreach", "fused"),
     ),
 ]
+"""Optimizers with options of their own, which the tests then cover, or with another base than SGD."""
+
+_PARTICULAR = {info.optim_cls: info for info in PARTICULAR}
+CONTRACT = [_PARTICULAR.get(cls) or _info(cls, "SGD") for cls in OURS.values()]
+
+
+def missing_options(info: OptimizerInfo) -> set[str]:
+    """The options that the optimizer must take, to be tested like its base, and does not."""
+    needed = {name for each in info.optim_inputs_func(device="cpu") for name in each.kwargs}
+    return needed - inspect.signature(info.optim_cls).parameters.keys()
 
 
 def each_option() -> Iterator[tuple[OptimizerInfo, dict[str, Any], str]]:

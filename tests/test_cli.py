@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from convopt.lab import experiments
 from convopt.lab.workspace import PUBLISHED, project_folder
 
 COMMANDS = ["run", "report", "verify", "reproduce", "records", "publish", "notebooks"]
@@ -83,20 +84,14 @@ def test_run_prints_the_table_and_report_prints_it_again(tmp_path):
     assert reported.stdout == ran.stdout
     assert "ConvolutionalSGDv2 (uniform)" in reported.stdout
     rows = json.loads(convopt("report", *arguments, "--json").stdout)
-    assert [row["optimizer"] for row in rows][:5] == [
-        "SGD",
-        "Adam",
-        "ConvolutionalSGD",
-        "LocalLossConvSGD",
-        "ConvolutionalSGDv2 (uniform)",
-    ]
+    assert [row["optimizer"] for row in rows] == [label for label, _, _ in experiments.find("06-stress-test").arms]
     assert {"optimizer", "condition", "n", "best", "final", "stability"} <= rows[0].keys()
 
 
 def test_report_without_a_store_shows_the_published_records(tmp_path):
     shown = convopt("report", "06-stress-test", "--json", cwd=project_folder() / "notebooks")
     published = [row for row in json.loads(shown.stdout) if row["condition"]["dataset"] == "mnist"]
-    assert [row["n"] for row in published] == [10] * 7
+    assert {row["n"] for row in published} == {10}
 
 
 def test_an_empty_store_says_how_to_fill_it(tmp_path):

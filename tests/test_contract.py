@@ -8,7 +8,17 @@ import weakref
 
 import pytest
 import torch
-from contract import CONTRACT, NOT_TAKEN, each_option, make, model_and_optimizer, refused_arguments, tensors_of, train
+from contract import (
+    CONTRACT,
+    NOT_TAKEN,
+    each_option,
+    make,
+    missing_options,
+    model_and_optimizer,
+    refused_arguments,
+    tensors_of,
+    train,
+)
 from optimizers import batches, convolutional_model
 from torch import nn
 from torch.nn import Parameter
@@ -23,8 +33,25 @@ for_each_option = pytest.mark.parametrize(
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+@for_each_optimizer
+def test_it_takes_the_options_of_the_base_that_it_is_tested_like(info):
+    missing = missing_options(info)
+    assert not missing, (
+        f"{info.optim_cls.__name__} does not take {', '.join(sorted(missing))}. An optimizer is tested like SGD unless "
+        "PARTICULAR in tests/contract.py says otherwise: take these options, or list there what it is like"
+    )
+
+
 def weights(module: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
+
+
+def learnt_by(optimizer: torch.optim.Optimizer) -> object:
+    """Its kernels or statistics; None of one that has neither."""
+    for name in ("kernels", "snr"):
+        if hasattr(optimizer, name):
+            return getattr(optimizer, name)()
+    return None
 
 
 def with_gradient(shape, dtype=torch.float32, seed: int = 0) -> Parameter:
@@ -275,11 +302,10 @@ class TestSteps:
         before = weights(model)
         for p in model.parameters():
             p.grad = torch.zeros_like(p)
-        kernels = optimizer.kernels() if hasattr(optimizer, "kernels") else optimizer.snr()
+        learnt = copy.deepcopy(learnt_by(optimizer))
         optimizer.step()
         assert all(map(torch.equal, before, weights(model)))
-        after = optimizer.kernels() if hasattr(optimizer, "kernels") else optimizer.snr()
-        torch.testing.assert_close(tensors_of(after), tensors_of(kernels))
+        torch.testing.assert_close(tensors_of(learnt_by(optimizer)), tensors_of(learnt))
 
 
 @for_each_optimizer

@@ -1,4 +1,4 @@
-"""Notebooks are committed clean, listed in the book, and executed strictly, in a real kernel."""
+"""Notebooks, and the template for new ones, are committed clean, listed in the book, and executed in a real kernel."""
 
 import re
 
@@ -11,20 +11,25 @@ from distributed import LocalCluster
 from convopt.lab import notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+TEMPLATE = ROOT / "templates" / "experiment.ipynb"
+
+for_each_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, TEMPLATE], ids=lambda path: path.stem)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_table_of_contents_lists_it(path):
+    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
+    assert f"executed/{path.stem}" in files
+
+
+@for_each_notebook
 class TestCommitted:
     def test_without_outputs(self, path):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "code":
                 assert not cell.outputs
                 assert cell.execution_count is None
-
-    def test_listed_in_the_table_of_contents(self, path):
-        toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-        files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
-        assert f"executed/{path.stem}" in files
 
     def test_with_typed_and_commented_parameters(self, path):
         cells = nbformat.read(path, as_version=4).cells
@@ -168,7 +173,7 @@ def test_what_is_unknown_is_refused_before_anything_is_executed(project, names, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@for_each_notebook
 def test_papermill_alone_runs_each_notebook(path, tmp_path):
     import papermill
 

@@ -1,5 +1,6 @@
 """What the project says about itself is true."""
 
+import json
 import re
 import subprocess
 import tomllib
@@ -11,6 +12,8 @@ from conftest import ROOT
 from convopt.lab import experiments, report, workspace
 from convopt.lab.vision import torchvision
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+REQUIRED_PYTHON = PROJECT["requires-python"].removeprefix(">=")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)$")
 
 
@@ -26,8 +29,7 @@ def normal(requirement: str) -> str:
 
 
 def test_every_dependency_is_pinned():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    needed = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
     missing = {normal(requirement) for requirement in needed} - {"convopt"} - pins().keys()
     assert not missing
 
@@ -42,8 +44,7 @@ def test_conda_and_binder_get_the_versions_of_the_constraints_file():
     conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
     (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
     python = next(entry for entry in conda if entry.startswith("python="))
-    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    assert python.removeprefix("python=") == requires.removeprefix(">=")
+    assert python.removeprefix("python=") == REQUIRED_PYTHON
     assert sorted(normal(entry) for entry in conda) == ["pip", "python"]  # nothing pinned but by the file
     assert pip == ["--constraint constraints.txt", "--editable .[lab]"]
     assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
@@ -53,10 +54,23 @@ def test_the_readme_shows_the_published_table():
     experiment = experiments.find("06-stress-test")
     rows = report.rows(experiment, workspace.Store(ROOT, ROOT / workspace.PUBLISHED).records())
     readme = (ROOT / "README.md").read_text()
-    assert len(rows) == 7
+    assert rows
     for row in rows:
         values = [str(cell) for cell in report.table(experiment, [row], report.MEASURES).text().iloc[0]]
         assert f"| {' | '.join(values[:4])} |" in readme
+
+
+def test_a_devcontainer_gets_the_same_environment_and_python():
+    container = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "make setup"
+    assert container["image"].endswith(":" + REQUIRED_PYTHON)
+
+
+def test_the_workflow_publishes_the_folder_that_was_checked():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())
+    checked, upload = workflow["jobs"]["build"]["steps"][-2:]
+    assert checked["run"] == "make publish-check"
+    assert f"HTML := {upload['with']['path']}/index.html\n" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "book/use.md"])
@@ -68,6 +82,19 @@ def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
     namespace: dict = {}
     for block in blocks:
         exec(block, namespace)
+
+
+@pytest.mark.slow
+def test_the_readme_s_commands_to_rerun_work_as_pasted(checkout):
+    section = (ROOT / "README.md").read_text().partition("\n## Rerun it\n")[2]
+    notebook, sweep = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[:2]
+    environment, *reruns = notebook.splitlines()
+    assert environment.startswith("make setup && source .venv/bin/activate")  # the checkout has it
+    for command in (*reruns, *sweep.splitlines()):
+        checkout(command)
+    assert (checkout.folder / "out.ipynb").is_file()
+    assert (checkout.folder / "executed" / "06-stress-test.ipynb").is_file()
+    assert len(list((checkout.folder / "my-runs").glob("*.json"))) == 3 * len(experiments.find("06-stress-test").arms)
 
 
 def test_every_make_target_is_in_the_help_and_the_readme_names_real_ones():

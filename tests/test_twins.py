@@ -10,6 +10,7 @@ from torch import nn
 
 import convopt
 from convopt import spatial_param_groups
+from convopt.lab.training import OURS
 
 
 @lru_cache(maxsize=1)
@@ -46,9 +47,11 @@ def assert_trained_alike(ours: nn.Module, theirs: nn.Module) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4 * moved)
 
 
-@pytest.mark.parametrize(
-    "name", ["ConvolutionalSGD", "LocalLossConvSGD", "ConvolutionalSGDv2", "LaplacianSmoothingSGD"]
-)
+TWINNED = [name for name in OURS if hasattr(twins, f"{name}Twin")]
+WIENER = ["WienerSGD", "WienerAdamW"]
+
+
+@pytest.mark.parametrize("name", [name for name in TWINNED if name not in WIENER])
 def test_the_kernels(name):
     ours, theirs = (convolutional_model() for _ in range(2))
     optimizer = getattr(convopt, name)(ours.parameters(), lr=0.01)
@@ -58,7 +61,7 @@ def test_the_kernels(name):
     assert_trained_alike(ours, theirs)
 
 
-@pytest.mark.parametrize("name", ["WienerSGD", "WienerAdamW"])
+@pytest.mark.parametrize("name", WIENER)
 def test_the_filter_and_the_annealing(name):
     ours, theirs = (convolutional_model() for _ in range(2))
     groups, _ = spatial_param_groups(ours, batches(1)[0][0])

@@ -13,18 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from convopt import (
-    ConvolutionalSGD,
-    ConvolutionalSGDv2,
-    LaplacianSmoothingSGD,
-    LocalLossConvSGD,
-    SNRAnnealing,
-    WienerAdamW,
-    WienerSGD,
-    spatial_param_groups,
-)
+from convopt import SNRAnnealing, spatial_param_groups
 from convopt.lab.models import ConvNet, SimpleNet
+from convopt.lab.training import OURS
 from convopt.lab.vision import torchvision
+from convopt.optim.wiener import WienerOptimizer
 
 BLOCK = 20
 """Steps timed together: a whole number of rounds for what happens every fourth or fifth step."""
@@ -89,12 +82,7 @@ OPTIMIZERS: dict[str, Make] = {
     "SGD": partial(_plain, torch.optim.SGD, momentum=0.9),
     "Adam": partial(_plain, torch.optim.Adam),
     "AdamW": partial(_plain, torch.optim.AdamW),
-    "ConvolutionalSGD": partial(_plain, ConvolutionalSGD),
-    "LocalLossConvSGD": partial(_plain, LocalLossConvSGD),
-    "ConvolutionalSGDv2": partial(_plain, ConvolutionalSGDv2),
-    "LaplacianSmoothingSGD": partial(_plain, LaplacianSmoothingSGD),
-    "WienerSGD": partial(_on_grids, WienerSGD),
-    "WienerAdamW": partial(_on_grids, WienerAdamW),
+    **{name: partial(_on_grids if issubclass(cls, WienerOptimizer) else _plain, cls) for name, cls in OURS.items()},
     "SGD + SNRAnnealing": _annealed_sgd,
 }
 """What is measured; the bases with torch's default implementation."""

@@ -21,13 +21,8 @@ from papermill.iorw import load_notebook_node
 from tqdm.auto import tqdm
 
 from convopt.lab import cluster
+from convopt.lab.profiles import PROFILES
 from convopt.lab.workspace import project_folder
-
-PROFILES: dict[str, dict[str, Any]] = {
-    "published": {},
-    "quick": {"dataset": "digits", "seeds": 2, "epochs": 3},
-}
-"""Parameters that a profile sets where a notebook has them. "quick" also trains into a new store."""
 
 
 class NotebookError(RuntimeError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import Markdown
 
 import convopt
+from convopt.lab.profiles import PROFILES
 
 if TYPE_CHECKING:
     from convopt.lab.records import Record
@@ -63,7 +64,7 @@ def _processor() -> str:
 
 
 def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" = ()) -> Markdown:
-    """How a page came about and how to make it again, for its last cell.
+    """How a page came about, how to make it again and what of it can be downloaded, for its last cell.
 
     Args:
         notebook: the notebook's stem.
@@ -71,11 +72,11 @@ def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" 
         records: those the page shows.
     """
     here = _environment()
-    given = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in parameters.items() if value != "")
     lines = [
         f"This page was executed at commit `{here['commit']}` with convopt {here['convopt']}, torch {here['torch']}, "
         f"Python {here['python']} on {here['system']} ({here['processor']}, {here['cores']} cores).",
     ]
+    downloads = [f'<a href="../_sources/executed/{notebook}.ipynb" download>this page as an executed notebook</a>']
     records = list(records)
     if records:
         sources = {name: sorted({str(record.provenance[name]) for record in records}) for name in records[0].provenance}
@@ -86,8 +87,28 @@ def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" 
             f"{', '.join(f'`{commit}`' for commit in sources['commit'])} with torch {', '.join(sources['torch'])} "
             f"on {', '.join(sources['processor'])}."
         )
-    lines += [
-        f"The same page again: `papermill notebooks/{notebook}.ipynb out.ipynb{given}`",
-        f"In minutes, on the embedded digits: `convopt notebooks {notebook} --profile quick`",
-    ]
-    return Markdown("\n".join(f"- {line}" for line in lines))
+        table = '<a href="../published.parquet" download>all published records</a>'
+        downloads.append(f"{table}, and below each table its numbers")
+    lines.append(f"To download: {', '.join(downloads)}.")
+    again = f"""The same page again, in a checkout after `make setup && source .venv/bin/activate`:
+
+```bash
+{papermill_command(notebook, parameters)}
+```
+"""
+    quick = {name: value for name, value in PROFILES["quick"].items() if name in parameters}
+    if quick:
+        again += f"""
+In minutes, on the embedded digits:
+
+```bash
+{papermill_command(notebook, quick)}
+```
+"""
+    return Markdown("\n".join(f"- {line}" for line in lines) + f"\n\n{again}")
+
+
+def papermill_command(notebook: str, parameters: dict[str, Any]) -> str:
+    """The command that executes ``notebook``, a stem, with these parameters; what is "" is left to its default."""
+    given = "".join(f" -p {name} {shlex.quote(str(value))}" for name, value in parameters.items() if value != "")
+    return f"papermill notebooks/{notebook}.ipynb out.ipynb{given}"

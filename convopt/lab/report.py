@@ -66,11 +66,14 @@ class Table:
         return self.text().to_string(index=False)
 
     def _cell(self, column: str, value: Any) -> str:
+        in_percent = "(%)" in column
         if isinstance(value, Interval):
-            return format_interval(value, 1 if "(%)" in column else 2, self.signed)
+            return format_interval(value, 1 if in_percent else 2, self.signed)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
-        return f"{value:.3f}" if column.startswith("p,") else f"{value:g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return f"{value:.3f}" if column.startswith("p,") else f"{value:.1f}" if in_percent else f"{value:g}"
+        return str(value)
 
 
 def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, Any]]:

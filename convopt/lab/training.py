@@ -14,36 +14,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from convopt import SNRAnnealing, WienerAdamW, WienerSGD, optim, spatial_param_groups
 from convopt.lab import controls, data, provenance, rivals
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.models import MODELS
 from convopt.lab.records import Record
 from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
-from convopt.optim import (
-    ConvolutionalSGD,
-    ConvolutionalSGDv2,
-    LaplacianSmoothingSGD,
-    LocalLossConvSGD,
-    SNRAnnealing,
-    WienerAdamW,
-    WienerSGD,
-    spatial_param_groups,
-)
 from convopt.optim._base import SmoothingOptimizer
 from convopt.optim.wiener import WienerOptimizer
+
+OURS: dict[str, type[torch.optim.Optimizer]] = {
+    name: cls
+    for name, cls in ((name, getattr(optim, name)) for name in optim.__all__)
+    if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+}
+"""The optimizers of ``convopt.optim`` by name."""
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     # torch's fastest on a CPU
     "SGD": partial(torch.optim.SGD, fused=True),
     "Adam": partial(torch.optim.Adam, fused=True),
     "AdamW": partial(torch.optim.AdamW, fused=True),
-    "ConvolutionalSGD": ConvolutionalSGD,
-    "LocalLossConvSGD": LocalLossConvSGD,
-    "ConvolutionalSGDv2": ConvolutionalSGDv2,
-    "WienerSGD": WienerSGD,
-    "WienerAdamW": WienerAdamW,
-    "LaplacianSmoothingSGD": LaplacianSmoothingSGD,
+    **OURS,
     "RawDirectionSGD": controls.RawDirectionSGD,
     "RawDirectionSGDv2": controls.RawDirectionSGDv2,
     "RawLengthSGD": controls.RawLengthSGD,

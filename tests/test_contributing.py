@@ -1,0 +1,100 @@
+"""What CONTRIBUTING.md promises: three files make an optimizer, a template a page, and hooks keep the habits."""
+
+import json
+import re
+import subprocess
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def section(heading: str) -> str:
+    return GUIDE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def patched(text: str, diff: str) -> str:
+    """The text with the lines that the diff marks by "+" after those, found exactly once, that it does not mark."""
+    for hunk in diff.split("...\n"):
+        lines = hunk.splitlines(keepends=True)
+        old = "".join(line[1:] for line in lines if line.startswith(" "))
+        assert text.count(old) == 1, old
+        text = text.replace(old, "".join(line[1:] for line in lines))
+    return text
+
+
+def add_the_optimizer(checkout) -> list[str]:
+    """Do what the guide says: each block belongs to the file named last before it. The files that are touched."""
+    told, touched = section("Add an optimizer"), []
+    for block in re.finditer(r"```(python|diff)\n(.*?)```", told, re.DOTALL):
+        *_, name = re.findall(r"`(convopt/[\w/]+\.py)`", told[: block.start()])
+        path = checkout.folder / name
+        path.write_text(block[2] if block[1] == "python" else patched(path.read_text(), block[2]))
+        touched.append(name)
+    return touched
+
+
+@pytest.mark.slow
+def test_an_optimizer_joins_package_tests_and_stress_test_by_three_files(checkout):
+    touched = add_the_optimizer(checkout)
+    assert len(touched) == 3
+    changed = checkout("git status --porcelain --untracked-files=all -- . ':!.venv'").splitlines()
+    assert {line[3:] for line in changed} == set(touched)
+    checkout("ruff check . && ruff format --check . && mypy")
+    (commands,) = re.findall(r"```bash\n(.*?)```", section("Add an optimizer"), re.DOTALL)
+    contract, *stress = commands.splitlines()
+    assert int(re.search(r"(\d+) passed", checkout(contract))[1]) > 40
+    *_, report = [checkout(command) for command in stress]
+    assert re.search(r"^ *NeighbourSGD +\d", report, re.MULTILINE)
+    assert "NeighbourSGD" in checkout("python -c 'from convopt.lab import bench; print(*bench.OPTIMIZERS)'")
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_is_not_like_sgd_is_told_where_to_say_so(checkout):
+    path = checkout.folder / add_the_optimizer(checkout)[0]
+    without = path.read_text().replace("        nesterov: bool = False,\n", "").replace(": nesterov,", ": False,")
+    path.write_text(without)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        checkout("pytest tests/test_contract.py -k 'NeighbourSGD and options_of_the_base'")
+    assert "does not take nesterov" in failed.value.output
+    assert "PARTICULAR in tests/contract.py" in failed.value.output
+
+
+@pytest.mark.slow
+def test_a_notebook_from_the_template_is_a_page_like_the_others(checkout):
+    (command,) = re.findall(r"`(cp templates/[^`]+)`", section("Add an experiment"))
+    checkout(command)
+    page, toc = checkout.folder / command.split()[-1], checkout.folder / "book" / "_toc.yml"
+    page.write_text(page.read_text().replace('page(\\"experiment\\"', f'page(\\"{page.stem}\\"'))
+    listed = "      - file: executed/06-stress-test\n"
+    toc.write_text(patched(toc.read_text(), f" {listed}+      - file: executed/{page.stem}\n"))
+    checkout(f"pytest tests/test_notebooks.py -m '' -k {page.stem}")
+
+
+@pytest.mark.slow
+def test_the_hooks_pass_on_the_repository_and_need_no_network(checkout):
+    shown = checkout("http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 pre-commit run --all-files")
+    assert shown.count("Passed") == len(re.findall(r"- id:", (ROOT / ".pre-commit-config.yaml").read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hook", "spoil"),
+    [
+        ("notebooks without outputs", lambda cells: cells[1].outputs.append(nbformat.v4.new_output("stream"))),
+        ("notebooks with typed parameters", lambda cells: cells.pop()),  # the provenance
+        ("notebooks with typed parameters", lambda cells: cells[2].metadata.tags.remove("parameters")),
+    ],
+    ids=["outputs", "no provenance", "no parameters"],
+)
+def test_a_commit_of_a_notebook_that_is_not_as_it_should_be_is_stopped(checkout, hook, spoil):
+    path = checkout.folder / "notebooks" / "06-stress-test.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    spoil(notebook.cells)
+    path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+    checkout("pre-commit install && git add notebooks")
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        checkout("git -c user.name=test -c user.email=test@localhost commit -m spoilt")
+    assert re.search(rf"{hook}.*Failed", stopped.value.output)

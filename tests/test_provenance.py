@@ -1,0 +1,45 @@
+"""The last cell of a page says how to have it again, and what it says works."""
+
+import re
+
+import nbformat
+import pytest
+
+from convopt.lab import experiments, provenance, training
+
+PARAMETERS = {"dataset": "mnist", "seeds": 10, "epochs": 30, "store": ""}
+
+
+def commands(page: str) -> list[str]:
+    return re.findall(r"```bash\n(.*)\n```", page)
+
+
+def test_the_commands_hold_this_page_s_parameters_and_those_of_the_quick_version():
+    exact, quick = commands(provenance.page("06-stress-test", {**PARAMETERS, "store": "my runs"}).data)
+    assert exact.endswith("06-stress-test.ipynb out.ipynb -p dataset mnist -p seeds 10 -p epochs 30 -p store 'my runs'")
+    assert quick.endswith("06-stress-test.ipynb out.ipynb -p dataset digits -p seeds 2 -p epochs 3")
+
+
+def test_a_page_whose_parameters_the_quick_version_leaves_alone_has_one_command():
+    (only,) = commands(provenance.page("01-idea", {"seed": 0, "batch_size": 8}).data)
+    assert only == "papermill notebooks/01-idea.ipynb out.ipynb -p seed 0 -p batch_size 8"
+
+
+def test_the_executed_notebook_can_be_downloaded_and_of_a_page_with_records_their_table():
+    run = experiments.STRESS.run(experiments.SGD, "digits", epochs=1, seed=0)
+    without, with_records = (
+        provenance.page("06-stress-test", PARAMETERS, records).data for records in ([], [training.train(run)])
+    )
+    assert all("_sources/executed/06-stress-test.ipynb" in page for page in (without, with_records))
+    assert "published.parquet" in with_records
+    assert "published.parquet" not in without
+
+
+@pytest.mark.slow
+def test_the_quick_command_works_as_pasted(checkout):
+    _, quick = commands(provenance.page("06-stress-test", PARAMETERS).data)
+    checkout(quick)
+    *_, last = nbformat.read(checkout.folder / "out.ipynb", as_version=4).cells
+    told = last.outputs[0]["data"]["text/markdown"]
+    assert commands(told)[0] == quick
+    assert "records are of digits" in told
