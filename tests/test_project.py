@@ -59,7 +59,7 @@ def test_the_readme_shows_the_published_table():
         assert f"| {' | '.join(values[:4])} |" in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/use.md"])
+@pytest.mark.parametrize("page", ["README.md", "book/use.md", "book/faq.md"])
 def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torchvision()  # Lightning imports torchvision, which not every pair of wheels can do by itself
