@@ -38,8 +38,9 @@ class TestCommitted:
             assert ": " in line.split("=")[0], line
             assert "  # " in line, line
 
-    def test_ending_with_provenance(self, path):
-        last = nbformat.read(path, as_version=4).cells[-1]
+    def test_ending_with_a_summary_and_provenance(self, path):
+        *_, summary, last = nbformat.read(path, as_version=4).cells
+        assert re.search("^## Summary$.*^## Provenance$", summary.source, re.MULTILINE | re.DOTALL)
         assert "provenance" in last.metadata.get("tags", [])
         assert f'provenance.page("{path.stem}"' in last.source
 

@@ -73,7 +73,7 @@ def test_the_workflow_publishes_the_folder_that_was_checked():
     assert f"HTML := {upload['with']['path']}/index.html\n" in (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/use.md"])
+@pytest.mark.parametrize("page", ["README.md", "book/use.md", "book/faq.md"])
 def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torchvision()  # Lightning imports torchvision, which not every pair of wheels can do by itself

@@ -171,8 +171,9 @@ class WienerOptimizer(Optimizer, ABC):
         """With ``second_estimate="half batches"``: the gradients so far are those of the first half of the batch.
 
         Call it once before each step, between two ``backward`` of half of the batch each, or of equally many
-        micro-batches. The gradients of the halves must count the same in their sum. With DistributedDataParallel the
-        ``backward`` before it must not be under ``no_sync()``: ranks that see halves of their own would part ways.
+        micro-batches. The gradients of the halves must count the same in their sum, and nothing may rescale them from
+        here to the step: neither GradScaler nor clipping. With DistributedDataParallel the ``backward`` before it must
+        not be under ``no_sync()``: ranks that see halves of their own would part ways.
 
         Raises:
             RuntimeError: ``second_estimate`` is another, or a gradient is sparse or complex.
