@@ -41,7 +41,9 @@ def explore(draw: Callable[..., Figure], description: str, **controls: ipywidget
 SHOW_FRAME = (
     "for (const [i, frame] of this.closest('figure').querySelectorAll('img').entries()) {"
     " frame.hidden = i != this.value;"
-    " if (!frame.hidden) this.nextElementSibling.value = frame.dataset.value }"
+    " if (!frame.hidden) {"
+    " this.nextElementSibling.value = frame.dataset.value;"
+    " this.setAttribute('aria-valuetext', frame.dataset.value) } }"
 )
 
 
@@ -70,7 +72,8 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         plt.close(figure)
     control = (
         f'<label>{html.escape(label)} <input type="range" min="0" max="{len(values) - 1}" value="{start}" '
-        f'oninput="{SHOW_FRAME}"> <output>{html.escape(str(values[start]))}</output></label>'
+        f'aria-valuetext="{html.escape(str(values[start]))}" autocomplete="off" oninput="{SHOW_FRAME}"> '
+        f"<output>{html.escape(str(values[start]))}</output></label>"
     )
     style = "background: white; color: black"  # as the figures have, in the dark as well
     caption = f'<figcaption style="color: inherit">{control}</figcaption>'
