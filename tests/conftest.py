@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 # Test set-up only: where a development machine keeps MNIST beside the checkout.
 _BESIDE = ROOT.parent / "shared" / "data"
@@ -26,3 +28,14 @@ def mnist_folder() -> Path:
     if not data.is_at_hand("mnist"):
         pytest.skip(f"MNIST is not under {folder}; set CONVOPT_DATA to test with it")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; tests that need it are skipped where ``CHROMIUM`` is None."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

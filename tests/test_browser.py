@@ -7,19 +7,17 @@ import functools
 import gzip
 import http.server
 import io
-import shutil
 import threading
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import ROOT
+from conftest import CHROMIUM, ROOT
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page
 
 HTML = ROOT / "book" / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 ALLOWED = ["Identifier 'THEBE_JS_URL' has already been declared"]  # jupyter-book's inert settings for thebe, twice
 
@@ -48,14 +46,6 @@ def address():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -50,9 +50,10 @@ class Race(ipywidgets.VBox):
         at_hand = [name for name in AVAILABLE if data.is_at_hand(name)]
         look = {"style": {"description_width": "9em"}, "layout": {"width": "30em"}}
         self.dataset = ipywidgets.Dropdown(description="data", options=at_hand, value="digits", **look)
-        self.optimizers = ipywidgets.SelectMultiple(
-            description="optimizers", options=list(recipes), value=list(recipes), rows=len(recipes), **look
-        )
+        self.optimizers = {
+            label: ipywidgets.Checkbox(value=True, description=label, indent=False, layout={"width": "auto"})
+            for label in recipes
+        }
         self.label_noise = ipywidgets.BoundedFloatText(
             setting.label_noise, min=0, max=0.9, step=0.05, description="share of wrong labels", **look
         )
@@ -64,9 +65,7 @@ class Race(ipywidgets.VBox):
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = ipywidgets.IntProgress(description="progress", min=0, max=1)
         self.status = ipywidgets.Label()
-        self.picture = ipywidgets.Image(
-            format="png", tooltip="accuracy and loss of the optimizers by epoch", layout={"max_width": "100%"}
-        )
+        self.picture = ipywidgets.HTML()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.start.on_click(self._start)
@@ -74,7 +73,8 @@ class Race(ipywidgets.VBox):
         self._draw({}, list(recipes), "not started")
         super().__init__(
             [
-                *(self.dataset, self.optimizers, self.label_noise, self.batch_size, self.epochs),
+                ipywidgets.HBox(list(self.optimizers.values()), layout={"flex_flow": "row wrap"}),
+                *(self.dataset, self.label_noise, self.batch_size, self.epochs),
                 ipywidgets.HBox([self.start, self.stop, self.progress]),
                 self.status,
                 self.picture,
@@ -91,13 +91,13 @@ class Race(ipywidgets.VBox):
     def _start(self, _: ipywidgets.Button) -> None:
         if self.start.disabled:  # a second click before the first took effect in the browser
             return
-        if not self.optimizers.value:
+        chosen = [label for label, box in self.optimizers.items() if box.value]
+        if not chosen:
             self.status.value = "Choose an optimizer."
             return
         setting = replace(self._setting, label_noise=self.label_noise.value, batch_size=self.batch_size.value)
         runs = {
-            label: setting.run(self._recipes[label], self.dataset.value, self.epochs.value, seed=0)
-            for label in self.optimizers.value
+            label: setting.run(self._recipes[label], self.dataset.value, self.epochs.value, seed=0) for label in chosen
         }
         self.start.disabled, self.stop.disabled = True, False
         self.status.value = "Training."
@@ -135,4 +135,5 @@ class Race(ipywidgets.VBox):
 
     def _draw(self, records: dict[str, Record], labels: list[str], title: str) -> None:
         arms = {label: [records[label]] if label in records else [] for label in labels}
-        self.picture.value = figures.to_png(figures.race(arms, title))
+        figure = figures.race(arms, title)
+        self.picture.value = figures.to_html(figure, "test accuracy and training loss by epoch; " + title).data
