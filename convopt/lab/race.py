@@ -48,7 +48,7 @@ class Race(ipywidgets.VBox):
     def __init__(self, recipes: dict[str, Recipe], setting: Setting):
         self._recipes, self._setting = recipes, setting
         at_hand = [name for name in AVAILABLE if data.is_at_hand(name)]
-        look = {"style": {"description_width": "9em"}, "layout": {"width": "30em"}}
+        look = {"style": {"description_width": "11em"}, "layout": {"width": "32em"}}
         self.dataset = ipywidgets.Dropdown(description="data", options=at_hand, value="digits", **look)
         self.optimizers = {
             label: ipywidgets.Checkbox(value=True, description=label, indent=False, layout={"width": "auto"})
