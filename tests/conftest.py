@@ -10,6 +10,7 @@ import torch
 from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 # Test set-up only: where a development machine keeps MNIST beside the checkout.
 _BESIDE = ROOT.parent / "shared" / "data"
@@ -62,3 +63,14 @@ def checkout(tmp_path) -> Callable[[str], str]:
     (folder / ".venv").symlink_to(sys.prefix)
     run.folder = folder
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium; tests that need it are skipped where ``CHROMIUM`` is None."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

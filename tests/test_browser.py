@@ -7,19 +7,17 @@ import functools
 import gzip
 import http.server
 import io
-import shutil
 import threading
 
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import ROOT
+from conftest import CHROMIUM, ROOT
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page
 
 HTML = ROOT / "book" / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 ALLOWED = ["Identifier 'THEBE_JS_URL' has already been declared"]  # jupyter-book's inert settings for thebe, twice
 
@@ -29,6 +27,9 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
 ]
 for_every_page = pytest.mark.parametrize("name", PAGES)
+SLIDER = "figure input[type=range]"
+WITH_SLIDERS = [name for name in PAGES if 'type="range"' in (HTML / name).read_text()]
+for_every_page_with_sliders = pytest.mark.parametrize("name", WITH_SLIDERS)
 
 
 class Troubles(list):
@@ -48,14 +49,6 @@ def address():
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -152,6 +145,64 @@ def test_internal_links_lead_somewhere(page, address, name):
         assert target.is_file(), link
         if anchor and target.suffix == ".html":
             assert f'id="{anchor}"' in target.read_text(), link
+
+
+@for_every_page_with_sliders
+def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(page, address, name):
+    visit(page, f"{address}/{name}")
+    sliders = page.locator(SLIDER)
+    for i in range(sliders.count()):
+        others = [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i]
+        slider = sliders.nth(i)
+        seen = [shown(slider)]
+        slider.focus()
+        page.keyboard.press("Home")
+        seen.append(shown(slider))
+        page.keyboard.press("ArrowRight")
+        seen.append(shown(slider))
+        box = slider.bounding_box()
+        page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + box["height"] / 2)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + box["height"] / 2, steps=5)
+        page.mouse.up()
+        seen.append(shown(slider))
+        page.keyboard.press("End")
+        seen.append(shown(slider))
+        assert len({picture for picture, _ in seen[1:]}) == len({value for _, value in seen[1:]}) == 4
+        assert [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i] == others
+    assert page.troubles == []
+
+
+@for_every_page_with_sliders
+def test_a_slider_follows_a_finger(browser, address, name):
+    context = browser.new_context(viewport={"width": 375, "height": 800}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    visit(page, f"{address}/{name}")
+    for slider in page.locator(SLIDER).all():
+        slider.scroll_into_view_if_needed()
+        seen = []
+        for share in (0.05, 0.5, 0.95):
+            box = slider.bounding_box()
+            page.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+            seen.append(shown(slider))
+        assert len({picture for picture, _ in seen}) == len({value for _, value in seen}) == 3
+    context.close()
+
+
+def shown(slider: Locator) -> tuple[str, str]:
+    """The one picture that the slider shows, by its alternative text, and the value beside the slider."""
+    figure = slider.locator("xpath=ancestor::figure[1]")
+    pictures = figure.locator("img:visible")
+    assert pictures.count() == 1
+    value = figure.locator("output").inner_text()
+    assert slider.get_attribute("aria-valuetext") == value
+    assert pictures.get_attribute("alt").endswith(f" {value}")
+    return pictures.get_attribute("alt"), value
+
+
+def test_there_are_sliders_to_move():
+    pages = " ".join(WITH_SLIDERS)
+    assert all(name in pages for name in ("01-idea", "02-kernel-loss", "03-snr", "04-wiener", "06-stress-test"))
 
 
 def test_search_finds_the_wiener_page(page, address):

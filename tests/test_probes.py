@@ -1,6 +1,7 @@
 """Probes see what is there: simulated truths, the training set's own signal, the structure over pixels."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -179,3 +180,20 @@ class TestTraining:
     def test_powers_are_averaged_before_they_are_divided(self):
         powers = pd.DataFrame({"epoch": [0, 0], "signal": [3.0, -1.0], "noise": [1.0, 3.0]})
         assert probes.with_snr(powers, ["epoch"]).snr.tolist() == [0.5]
+
+
+def test_wrong_labels_shrink_the_signal_of_a_fresh_network_and_leave_the_noise():
+    clean, noisy = (probes.fresh_gradients("digits", noise, 256) for noise in (0.0, 0.45))
+    assert noisy.powers.signal < 0.5 * clean.powers.signal
+    assert noisy.powers.noise == pytest.approx(clean.powers.noise.item(), rel=0.2)
+    assert clean.samples.shape == (256, 8, 8)
+    similarity = torch.nn.functional.cosine_similarity(clean.samples.mean(0).flatten(), clean.signal.flatten(), dim=0)
+    assert similarity > 0.8
+
+
+def test_a_gain_begins_at_one_and_learns_to_pass_low_frequencies():
+    run = replace(experiments.STRESS, batch_size=64).run(experiments.WIENER_ALONE, "digits", 4, seed=0)
+    course = probes.gain_course(run, (1, 64))
+    assert list(course) == [1, 64]
+    assert torch.equal(course[1], torch.ones(8))
+    assert course[64][-1] < 0.6 < course[64][:4].mean()

@@ -154,6 +154,18 @@ def test_a_diverging_run_ends_with_a_record_that_says_so():
     assert len(record.curves.get("train_loss", [])) < 5
 
 
+def test_a_run_can_be_followed_epoch_by_epoch():
+    run = dataclasses.replace(RUN, epochs=3)
+    seen = list(training.train_by_epoch(run))
+    assert [record.status for record in seen] == ["training", "training", "finished"]
+    whole = outcome(training.train(run))
+    for epoch, record in enumerate(seen, start=1):
+        assert outcome(record) == {name: values[:epoch] for name, values in whole.items()}
+        assert len(record.kernels) == epoch + 1
+    (diverged,) = training.train_by_epoch(dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=1e6), epochs=5))
+    assert diverged.status == "diverged"
+
+
 def test_the_gradient_norm_is_the_mean_over_batches_of_the_global_norm():
     run = dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=0.0), epochs=1)
     dataset = data.load("digits")

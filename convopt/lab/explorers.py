@@ -1,7 +1,8 @@
 """Figures that follow the reader's hand: widgets for JupyterLab, and sliders for pages that have no kernel behind them.
 
-A widget's figure is shown through an Image widget, not through ipywidgets' Output: executing a notebook with papermill
-now and then waits for ever for a cell whose Output widget was written to (nbclient issue 312).
+A widget's figure is a picture in an HTML widget. Executing a notebook with papermill now and then waits for ever for a
+cell whose Output widget was written to (nbclient issue 312), and an Image widget has no alternative text: its tooltip
+keeps JupyterLab from showing it at all.
 """
 
 import html
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from convopt.lab.figures import to_base64, to_png
+from convopt.lab.figures import to_base64, to_html
 
 
 def explore(draw: Callable[..., Figure], description: str, **controls: ipywidgets.Widget) -> ipywidgets.Widget:
@@ -22,26 +23,29 @@ def explore(draw: Callable[..., Figure], description: str, **controls: ipywidget
     Args:
         draw: takes the controls' values by name.
         description: what the figure shows, for readers who cannot see it.
-        controls: widgets with a ``value``; their names become their labels.
+        controls: widgets with a ``value``; their names become their labels. Lists and fields for numbers, rather than
+            ipywidgets' sliders, whose handles have no name for a screen reader.
     """
-    image = ipywidgets.Image(format="png", tooltip=description, layout={"max_width": "100%"})
+    picture = ipywidgets.HTML()
 
     def update(_: Any = None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        image.value = to_png(figure)
+        picture.value = to_html(figure, description).data
         plt.close(figure)
 
     for name, control in controls.items():
         control.description = name
         control.observe(update, names="value")
     update()
-    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), image])
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), picture])
 
 
 SHOW_FRAME = (
     "for (const [i, frame] of this.closest('figure').querySelectorAll('img').entries()) {"
     " frame.hidden = i != this.value;"
-    " if (!frame.hidden) this.nextElementSibling.value = frame.dataset.value }"
+    " if (!frame.hidden) {"
+    " this.nextElementSibling.value = frame.dataset.value;"
+    " this.setAttribute('aria-valuetext', frame.dataset.value) } }"
 )
 
 
@@ -70,7 +74,8 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         plt.close(figure)
     control = (
         f'<label>{html.escape(label)} <input type="range" min="0" max="{len(values) - 1}" value="{start}" '
-        f'oninput="{SHOW_FRAME}"> <output>{html.escape(str(values[start]))}</output></label>'
+        f'aria-valuetext="{html.escape(str(values[start]))}" autocomplete="off" oninput="{SHOW_FRAME}"> '
+        f"<output>{html.escape(str(values[start]))}</output></label>"
     )
     style = "background: white; color: black"  # as the figures have, in the dark as well
     caption = f'<figcaption style="color: inherit">{control}</figcaption>'

@@ -84,6 +84,32 @@ def _band(axes: Axes, series: list[np.ndarray], colour: str, label: str, start: 
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
+def race(arms: dict[str, list[Record]], title: str, epoch: int | None = None) -> Figure:
+    """Mean test accuracy and training loss over each arm's records up to ``epoch``, None for as far as they go.
+
+    The axes have room for all epochs, so that pictures at several compare. The figure is unknown to pyplot and may be
+    drawn in any thread.
+    """
+    figure = Figure(figsize=(10, 3.8))
+    last = max((record.run.epochs for records in arms.values() for record in records), default=1)
+    for measure, axes in zip(("test_accuracy", "train_loss"), figure.subplots(1, 2), strict=True):
+        scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
+        for label, colour in colours(arms).items():
+            series = [record.curves.get(measure, []) for record in arms[label]]
+            means = [scale * np.mean(values) for values in zip(*series, strict=False)]
+            shown = means[:epoch]
+            axes.plot(range(1, len(shown) + 1), shown, "o-", color=colour, linewidth=2, markevery=[-1], label=label)
+            axes.update_datalim([(last, mean) for mean in means])
+        axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure], xlim=(0.5, last + 0.5))
+        axes.autoscale_view(scalex=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if not any(arms.values()):
+            axes.set(xticks=[], yticks=[])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
 def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
     """One panel per measure, one line per arm: every seed a faint dot, the mean with its 95 % interval."""
     figure, panels = plt.subplots(
@@ -225,25 +251,49 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
 
 
 def gains(arms: dict[str, list[Record]], name: str, epochs: Sequence[int]) -> Figure:
-    """One panel per arm: the learnt radial gain ``name`` by frequency, a line per epoch, seeds thin and the mean bold.
+    """The learnt radial gain ``name`` of each arm's records after each of the epochs, see ``gain_lines``."""
+    return gain_lines(
+        {
+            label: {f"epoch {epoch}": [record.kernels[epoch][name] for record in finished(records)] for epoch in epochs}
+            for label, records in arms.items()
+        }
+    )
 
-    Pictures are square, so that there are as many rings as pixels along a side.
+
+def gain_lines(learnt: dict[str, dict[str, list[Sequence[float]]]], top: float | None = None) -> Figure:
+    """One panel per arm: radial gains by frequency, a line per moment, seeds thin and their mean bold.
+
+    Args:
+        learnt: the seeds' gains by arm and moment; of a moment without any, the legend tells all the same. Pictures are
+            square: there are as many rings of frequencies as pixels along a side.
+        top: where the axis of gains ends; None lets it hold all lines.
     """
-    side = next(len(record.kernels[-1][name]) for records in arms.values() for record in finished(records))
+    side = next(len(gain) for moments in learnt.values() for seeds in moments.values() for gain in seeds)
     frequency = make_bands((side, side), radial=True, dtype=torch.float32, device=torch.device("cpu")).frequency
-    figure, panels = plt.subplots(1, len(arms), figsize=(4.6 * len(arms), 3.4), sharey=True, squeeze=False)
-    shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(epochs)))
-    for (label, records), axes in zip(arms.items(), panels[0], strict=True):
-        for epoch, shade in zip(epochs, shades, strict=True):
-            learnt = [record.kernels[epoch][name] for record in finished(records)]
-            for gain in learnt:
+    figure, panels = plt.subplots(1, len(learnt), figsize=(4.6 * len(learnt), 3.4), sharey=True, squeeze=False)
+    for (label, moments), axes in zip(learnt.items(), panels[0], strict=True):
+        shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(moments)))
+        for (moment, seeds), shade in zip(moments.items(), shades, strict=True):
+            for gain in seeds:
                 axes.plot(frequency, gain, color=shade, alpha=0.2, linewidth=0.6)
-            axes.plot(frequency, np.mean(learnt, 0), color=shade, linewidth=2, label=f"epoch {epoch}")
+            line = (frequency, np.mean(seeds, 0)) if seeds else ([], [])
+            axes.plot(*line, color=shade, linewidth=2, label=moment)
         axes.axhline(1, color="grey", linewidth=0.8)
         axes.set(xlabel="radial frequency (share of Nyquist's)", title=label)
+    if top is not None:
+        axes.set_ylim(0, top)
     panels[0][0].set_ylabel("gain")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
+
+
+def growing_gain(courses: dict[str, list[dict[int, Tensor]]], step: int) -> Figure:
+    """Courses of ``probes.gain_course`` up to ``step``, by arm and one per seed; the axes have room for all steps."""
+    learnt = {
+        arm: {f"step {moment}": [course[moment] for course in seeds] if moment <= step else [] for moment in seeds[0]}
+        for arm, seeds in courses.items()
+    }
+    return gain_lines(learnt, top=2)
 
 
 def kernel_pictures(kernels_by_title: dict[str, Sequence[Sequence[float]]]) -> Figure:
@@ -403,6 +453,42 @@ def snr_courses(powers: pd.DataFrame, labels: dict[str, str], floors: dict[str, 
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(xlabel="epoch", ylabel="SNR of a batch", title=f"batch {size}")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def snr_of_batches(seen: dict[float, probes.FreshGradients], label_noise: float, batch_size: int, title: str) -> Figure:
+    """The SNR against the batch size, a line per label noise, and what it looks like at one of each.
+
+    Beside the lines, one hidden unit's gradient over the pixels: of a batch, and the signal. Each has a colour scale of
+    its own.
+
+    Args:
+        seen: of ``probes.fresh_gradients``, by label noise.
+        label_noise: whose gradients are shown.
+        batch_size: from 1 to as many pictures as were drawn.
+        title: what the gradients are of.
+    """
+    figure, (left, *pictures) = plt.subplots(1, 3, figsize=(10, 3.4), width_ratios=(2, 1, 1))
+    sizes = 2.0 ** np.arange(10)
+    for (noise, (powers, _, _)), colour in zip(seen.items(), OKABE_ITO[3:] + OKABE_ITO[:3], strict=False):
+        ratio = (powers.signal / powers.noise).item()
+        left.loglog(sizes, sizes * ratio, color=colour, label=f"{100 * noise:g} % wrong labels")
+        if noise == label_noise:
+            left.plot(batch_size, batch_size * ratio, "o", color=colour, markersize=10)
+            left.set_title(f"{title}, batch {batch_size}: SNR {batch_size * ratio:.2g}")
+    left.axhline(1, color="grey", linewidth=0.8)
+    left.set_xscale("log", base=2)
+    left.xaxis.set_major_formatter("{x:g}")
+    left.set(xlabel="batch size", ylabel="SNR of a batch")
+    left.legend(frameon=False, fontsize=8)
+    _, samples, signal = seen[label_noise]
+    shown = {f"one hidden unit's gradient:\nbatch of {batch_size}": samples[:batch_size].mean(0), "signal": signal}
+    for axes, (title, picture) in zip(pictures, shown.items(), strict=True):
+        most = picture.abs().max().item() or 1  # the unit may be off for all of a small batch
+        axes.imshow(picture, cmap="PuOr", vmin=-most, vmax=most)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(visible=False)
+        axes.set_title(title, fontsize=10)
     return figure
 
 

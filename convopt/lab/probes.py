@@ -1,9 +1,9 @@
 """Probing gradients for signal and noise: simulated ones, whose truth is known, and those of a network in training."""
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -222,6 +222,40 @@ def layer_powers(gradients: dict[str, Tensor]) -> dict[str, Powers]:
     return layers
 
 
+class FreshGradients(NamedTuple):
+    """Gradients of a network before training.
+
+    Attributes:
+        powers: of the whole gradient, the noise that of one sample, both without bias.
+        samples: of each sample with respect to one hidden unit's weights, ``(n, height, width)``.
+        signal: the mean of such gradients over all training pictures, ``(height, width)``.
+    """
+
+    powers: Powers
+    samples: Tensor
+    signal: Tensor
+
+
+def fresh_gradients(dataset: str, label_noise: float, pictures: int, seed: int = 0) -> FreshGradients:
+    """Of the stress test's network; the hidden unit is the one with the median of the signal's power.
+
+    Args:
+        dataset: "mnist" or "digits".
+        label_noise: share of wrong training labels.
+        pictures: how many are drawn, two or more.
+        seed: of the run whose initial weights, wrong labels and first probe these are.
+    """
+    run = replace(experiments.STRESS, label_noise=label_noise).run(experiments.SGD, dataset, None, seed)
+    loaded = training.dataset_of(run)
+    model, split = training.make_model(run, loaded), training.training_split(run, loaded)
+    gradients = _sample_gradients(model, draw(split, pictures, run.stream("probe 0")))
+    (signal,) = torch.autograd.grad(F.cross_entropy(model(split.x), split.y), [next(model.parameters())])
+    unit = signal.square().sum(1).median(0).indices
+    samples = next(iter(gradients.values()))[:, unit]
+    powers = layer_powers(gradients)["all"]
+    return FreshGradients(powers, samples.unflatten(-1, loaded.grid), signal[unit].unflatten(-1, loaded.grid))
+
+
 class Spectra(NamedTuple):
     """Power per frequency of a batch's gradient, averaged over each ring: ``(rings,)``.
 
@@ -389,13 +423,35 @@ def courses(
         ValueError: as :func:`course`; an order of the pixels is neither of the two.
     """
     powers, spectra = [], []
-    for (batch_size, pixels), seed in product(arms, seeds):
+    for (batch_size, pixels), seed in itertools.product(arms, seeds):
         setting = replace(experiments.STRESS, batch_size=batch_size, label_noise=label_noise, pixels=pixels)
         run = setting.run(experiments.SGD, dataset, epochs, seed)
         seen = course(run, training.dataset_of(run), pictures, betas)
         powers.append(seen.powers.assign(batch_size=batch_size, pixels=pixels, seed=seed))
         spectra.append(seen.spectra.assign(batch_size=batch_size, pixels=pixels, seed=seed))
     return Course(pd.concat(powers, ignore_index=True), pd.concat(spectra, ignore_index=True))
+
+
+def gain_course(run: Run, steps: Collection[int]) -> dict[int, Tensor]:
+    """Train ``run``, which has a Wiener optimizer, and read its first layer's gain after some of the steps.
+
+    Returns:
+        The radial gains, ``(rings,)``, by step; those of the first few steps are 1, because nothing is known yet.
+    """
+    dataset = training.dataset_of(run)
+    model = training.make_model(run, dataset)
+    optimizer = training.make_optimizer(run, model, dataset.grid)
+    gains: dict[int, Tensor] = {}
+    step = itertools.count(1)
+
+    def look() -> None:
+        if (now := next(step)) in steps:
+            gains[now] = next(iter(optimizer.snr().parameters.values())).gain
+
+    with training.one_thread():
+        for batches in training.epochs(run, training.training_split(run, dataset)):
+            training.train_epoch(model, optimizer, batches, look)
+    return gains
 
 
 def with_snr(powers: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

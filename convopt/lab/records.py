@@ -46,7 +46,7 @@ class Record:
 
     Attributes:
         run: its configuration.
-        status: "finished", or "diverged" where a loss was not finite.
+        status: "finished", "diverged" where a loss was not finite, or "training" while it goes on.
         curves: under each name of ``CURVES`` one value per completed epoch, as far as it applies to the run.
         kernels: the optimizer's kernels, or gains by frequency, by name, before training and after each completed
             epoch.
@@ -129,7 +129,7 @@ Outcome = TypeVar("Outcome", Record, Failure)
 
 
 def finished(records: Iterable[Record]) -> list[Record]:
-    """Those that did not diverge."""
+    """Those that trained to their end."""
     return [record for record in records if record.status == "finished"]
 
 

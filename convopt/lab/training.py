@@ -51,7 +51,8 @@ def train(run: Run) -> Record:
     A run whose loss is not finite ends at once; its record has status "diverged" and the epochs it completed.
     """
     with one_thread():
-        return _train(run, dataset_of(run))
+        *_, record = train_by_epoch(run)
+    return record
 
 
 def dataset_of(run: Run) -> data.Dataset:
@@ -273,7 +274,12 @@ def _backward_in_halves(model: nn.Module, optimizer: WienerOptimizer, x: Tensor,
     return sum(losses)
 
 
-def _train(run: Run, dataset: data.Dataset) -> Record:
+def train_by_epoch(run: Run) -> Iterator[Record]:
+    """Train ``run`` as ``train`` does, but on as many threads as torch has; its record as it stands after each epoch.
+
+    Its status is "training" until the last. A loss that is not finite ends the run, with a record of the epochs before.
+    """
+    dataset = dataset_of(run)
     model = make_model(run, dataset)
     optimizer = make_optimizer(run, model, dataset.grid)
     annealing = attach_annealing(run, optimizer)
@@ -297,13 +303,24 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
     wrong = wrong_labels(run, dataset, train_split)
     curves: dict[str, list[float]] = {}
     kernels = [_snapshot(optimizer)]
-    status, confirmation = "finished", None
+    confirmation = None
+
+    def record(status: str) -> Record:
+        return Record(
+            run=run,
+            status=status,
+            curves={name: list(values) for name, values in curves.items()},
+            kernels=list(kernels),
+            confirmation_accuracy=confirmation,
+            provenance=provenance.collect(dataset.checksum),
+        )
+
     for epoch, batches in enumerate(epochs(run, train_split), start=1):
         start = time.perf_counter()
         outcome = train_epoch(model, optimizer, batches, after_step, loss_of, adversary)
         if outcome is None:
-            status = "diverged"
-            break
+            yield record("diverged")
+            return
         trained = time.perf_counter()
         set_mode(optimizer, "eval")
         judged = model if averaged is None else averaged
@@ -328,14 +345,7 @@ def _train(run: Run, dataset: data.Dataset) -> Record:
         for name, value in point.items():
             curves.setdefault(name, []).append(value)
         kernels.append(_snapshot(optimizer))
-    return Record(
-        run=run,
-        status=status,
-        curves=curves,
-        kernels=kernels,
-        confirmation_accuracy=confirmation,
-        provenance=provenance.collect(dataset.checksum),
-    )
+        yield record("training" if epoch < run.epochs else "finished")
 
 
 def _averaged(run: Run, model: nn.Module) -> nn.Module | None:
