@@ -277,7 +277,8 @@ def _backward_in_halves(model: nn.Module, optimizer: WienerOptimizer, x: Tensor,
 def train_by_epoch(run: Run) -> Iterator[Record]:
     """Train ``run`` as ``train`` does, but on as many threads as torch has; its record as it stands after each epoch.
 
-    Its status is "training" until the last. A loss that is not finite ends the run, with a record of the epochs before.
+    Its status is "training" until the last; of a run of no epochs there is one record. A loss that is not finite ends
+    the run, with a record of the epochs before.
     """
     dataset = dataset_of(run)
     model = make_model(run, dataset)
@@ -315,6 +316,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
             provenance=provenance.collect(dataset.checksum),
         )
 
+    if run.epochs == 0:
+        yield record("finished")
     for epoch, batches in enumerate(epochs(run, train_split), start=1):
         start = time.perf_counter()
         outcome = train_epoch(model, optimizer, batches, after_step, loss_of, adversary)
