@@ -135,6 +135,16 @@ def test_the_rates_that_are_called_tuned_are_those_that_tuning_chose():
                 assert dict(recipe.optimizer.options)["lr"] == chosen[condition, optimizer], label
 
 
+def test_the_trials_that_are_called_best_are_those_that_the_search_found():
+    search = experiments.find("11-rivals-tuning")
+    store = workspace.open_store()
+    by_label = report.by_label(search, [store.load(run) for run in search.runs()])
+    assert by_label.keys() == experiments.CHOSEN_TRIALS.keys()
+    for label, records in by_label.items():
+        recipe = experiments.trials(label)[experiments.CHOSEN_TRIALS[label]]
+        assert report.best_trial(records).run.optimizer == recipe.optimizer, label
+
+
 def test_tuning_chooses_by_validation_and_counts_a_diverged_run_as_guessing():
     experiment = experiments.find("04-wiener-tuning")
     records = []

@@ -369,7 +369,7 @@ def _batch_sizes() -> Iterable[tuple[str, Recipe, Setting]]:
         yield "WienerAdamW", WIENER_ADAMW, setting
 
 
-ABLATION_RATES = {"SGD": (0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.0001, 0.0003, 0.001, 0.003, 0.01)}
+ABLATION_RATES = {"SGD": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)}
 ABLATION_TUNED = (
     ("SGD", SGD, "SGD"),
     ("Adam", ADAM, "Adam"),
@@ -576,7 +576,11 @@ RIVALS = {
 }
 """What is compared in the stress test, by label."""
 
+COMPARED = tuple(RIVALS)
+
 ANNEALABLE = (
+    "SGD",
+    "Adam",
     "AdamW",
     "Muon",
     "LaplacianSmoothingSGD",
@@ -587,11 +591,10 @@ ANNEALABLE = (
     "Schedule-free AdamW",
     "ConvolutionalSGD",
 )
-"""Rivals that are also tuned, with the same budget, with SNRAnnealing around them."""
+"""Rivals that are also tuned, with the same budget, with SNRAnnealing around them; for some that is said above."""
 
-RIVALS |= {
-    f"{label} + SNRAnnealing": replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe)) for label in ANNEALABLE
-}
+for label in ANNEALABLE:
+    RIVALS.setdefault(f"{label} + SNRAnnealing", replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe)))
 
 TRIALS = 6
 """Trials of each rival in its random search."""
@@ -641,8 +644,21 @@ CHOSEN_TRIALS = {
     "Adam + SNRAnnealing": 4,
     "WienerSGD": 0,
     "WienerAdamW": 3,
+    "AdamW + SNRAnnealing": 3,
+    "Muon + SNRAnnealing": 1,
+    "LaplacianSmoothingSGD + SNRAnnealing": 0,
+    "Grokfast + SNRAnnealing": 1,
+    "Lion + SNRAnnealing": 3,
+    "SAM + SNRAnnealing": 3,
+    "AdEMAMix + SNRAnnealing": 2,
+    "Schedule-free AdamW + SNRAnnealing": 5,
+    "ConvolutionalSGD + SNRAnnealing": 0,
 }
 """Which of its trials is best on the validation pictures, by rival."""
+
+
+def _at_best_trial(labels: Iterable[str]) -> tuple[tuple[str, Recipe, Setting], ...]:
+    return tuple((label, trials(label)[CHOSEN_TRIALS[label]], STRESS) for label in labels)
 
 
 EXPERIMENTS = {
@@ -684,7 +700,13 @@ EXPERIMENTS = {
             name="11-rivals",
             published=False,
             title="Stress test: every rival at its best trial's settings",
-            arms=tuple((label, trials(label)[best], STRESS) for label, best in CHOSEN_TRIALS.items()),
+            arms=_at_best_trial(COMPARED),
+        ),
+        Experiment(
+            name="11-rivals-annealed",
+            published=False,
+            title="Stress test: rivals with SNRAnnealing and without, each at its best trial's settings",
+            arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE))),
         ),
         Experiment(
             name="11-rivals-tuning",

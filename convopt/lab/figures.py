@@ -166,6 +166,26 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
     return figure
 
 
+def verdicts(table: Table) -> Figure:
+    """A dot with its 95 % interval for each row of ``advice.judge`` that is about accuracy, marked by its verdict."""
+    frame = table.frame[table.frame.measure.str.contains("%")]
+    marks = {"confirmed": (OKABE_ITO[3], "o"), "refuted": (OKABE_ITO[4], "s"), "undecided": ("grey", "D")}
+    figure, axes = plt.subplots(figsize=(9.5, 0.27 * len(frame) + 1.4))
+    for row, (interval, verdict) in enumerate(zip(frame.measured, frame.verdict, strict=True)):
+        colour, marker = marks[verdict]
+        axes.plot(interval.mean, row, marker, color=colour, markersize=6)
+        if interval.low is not None:
+            axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+    for verdict, (colour, marker) in marks.items():
+        axes.plot([], [], marker, color=colour, label=verdict)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(frame)), frame.situation + ": " + frame.difference, fontsize=8)
+    axes.set_ylim(len(frame) - 0.4, -0.6)
+    axes.set(xlabel="difference in accuracy (points)")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
 def _block_ends(index: pd.DataFrame) -> list[int]:
     """The rows after which a new block begins: of equal conditions or, where these alternate, of equal labels."""
     keys = index.iloc[:, :-1].agg(", ".join, axis=1) if index.shape[1] > 1 else pd.Series("", index=index.index)

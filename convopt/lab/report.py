@@ -289,6 +289,23 @@ def costs(experiment: Experiment, records: Iterable[Record], target: float) -> T
     return Table(pd.DataFrame(rows), f"{experiment.name}-costs")
 
 
+def ledger(experiments: Iterable[Experiment], records: Iterable[Record]) -> Table:
+    """What each experiment's records took to train and evaluate, one run after the other.
+
+    A run that several experiments share counts in the first of them.
+    """
+    left = {record.run: record for record in records}
+    rows = []
+    for experiment in experiments:
+        own = [left.pop(run) for run in list(left) if experiment.label(run) is not None]
+        if own:
+            times = [seconds(record) for record in own]
+            median = float(np.median(times))
+            rows.append((experiment.name, str(len(own)), round(median, 1), round(sum(times) / 3600, 2)))
+    frame = pd.DataFrame(rows, columns=["experiment", "runs", "seconds per run (median)", "hours of one core"])
+    return Table(frame, "ledger")
+
+
 def _time_to(record: Record, target: float) -> float | None:
     reached = [epoch for epoch, accuracy in enumerate(record.curves["test_accuracy"], 1) if 100 * accuracy >= target]
     return sum(record.curves["seconds_training"][: reached[0]]) if reached else None

@@ -29,9 +29,10 @@ class Study:
         self._store = workspace.open_store(store)
         self.records: list[Record] = []
 
-    def __call__(self, name: str) -> "Results":
-        """The results of the experiment called ``name``. ValueError lists the known ones."""
-        experiment = experiments.find(name)
+    def __call__(self, experiment: str | Experiment) -> "Results":
+        """The results of an experiment, or of that with this name. ValueError lists the known ones."""
+        if isinstance(experiment, str):
+            experiment = experiments.find(experiment)
         runs = experiment.runs(self._dataset, self._seeds, self._epochs)
         results = Results(experiment, sweep.sweep(runs, self._store, self._jobs))
         self.records += results.records

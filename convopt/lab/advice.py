@@ -1,0 +1,165 @@
+"""When to use smoothing: pieces of advice, each with the comparison that it stands or falls with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from convopt.lab import experiments
+from convopt.lab.experiments import Experiment
+from convopt.lab.report import HEADINGS, Table, by_seed, condition
+from convopt.lab.stats import Comparison, Interval, holm, paired_difference, verdict
+from convopt.lab.study import Results
+
+LOWER_IS_BETTER = ("stability", "seconds_per_epoch")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """To use a method in a situation, or not to; ``treatment`` against ``control`` tells whether that is right.
+
+    Attributes:
+        situation: when.
+        use: whether one should.
+        experiment: the name of the one that compares them.
+        treatment: the label of the method's arm.
+        control: the label of the arm that it is held against.
+        measure: of ``report.measured``.
+        setting: which of the experiment's settings, by ``report.condition``'s names; all where it has but one.
+    """
+
+    situation: str
+    use: bool
+    experiment: str
+    treatment: str
+    control: str
+    measure: str = "final"
+    setting: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def claimed(self) -> int:
+        """The sign of the difference if the advice is right."""
+        return 1 if self.use == (self.measure not in LOWER_IS_BETTER) else -1
+
+    def comparison(self) -> Experiment:
+        """The experiment with the two arms alone."""
+        whole = experiments.find(self.experiment)
+        arms = [
+            (label, recipe, setting)
+            for label, recipe, setting in whole.arms
+            if label in (self.treatment, self.control)
+            and self.setting.items() <= condition(setting.run(recipe, "mnist", None, 0)).items()
+        ]
+        return replace(whole, arms=tuple(arms))
+
+
+V1, V2_UNIFORM, V2_GAUSSIAN = "ConvolutionalSGD", "ConvolutionalSGDv2 (uniform)", "ConvolutionalSGDv2 (gaussian)"
+
+OF_THE_FIRST_REPORT = (
+    *(
+        Advice(f"batches of {size}, {rates}", size <= 16, experiment, V2_UNIFORM, "SGD", "best", {"batch_size": size})
+        for rates, experiment in (("untuned rates", "07-batch-size"), ("tuned rates", "07-batch-size-tuned"))
+        for size in (8, 16, 64, 256)
+    ),
+    Advice("15 % wrong labels", True, "06-stress-test", V1, "SGD"),
+    Advice("15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD"),
+    Advice("45 % wrong labels", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
+    Advice("unsteady gradients", True, "06-stress-test", V1, "SGD", "stability"),
+    Advice("unsteady gradients", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
+    Advice("an ill-conditioned network", True, "05-standard", V1, "SGD", setting={"model": "IllConditionedNet"}),
+    Advice(
+        "an ill-conditioned network", True, "05-standard", V2_GAUSSIAN, "SGD", setting={"model": "IllConditionedNet"}
+    ),
+    *(
+        Advice(
+            f"adversarial training, PGD-10 at {size}", True, "10-adversarial", label, "SGD", "pgd", {"adversary": name}
+        )
+        for size, name in ((0.1, "PGD, 0.1"), (0.2, "PGD, 0.2"))
+        for label in (V1, V2_UNIFORM)
+    ),
+    Advice("clean labels, batches of 64", False, "05-standard", V1, "SGD", setting={"model": "SimpleNet"}),
+    Advice("clean labels, batches of 64", False, "05-standard", V2_GAUSSIAN, "SGD", setting={"model": "SimpleNet"}),
+    Advice("speed is critical", False, "06-stress-test", V1, "SGD", "seconds_per_epoch"),
+    Advice("speed is critical", False, "06-stress-test", V2_UNIFORM, "SGD", "seconds_per_epoch"),
+)
+"""The first report's table of when to use smoothing and when not."""
+
+OF_THIS_STUDY = (
+    *(
+        Advice(
+            f"batches of {size}, tuned rates",
+            True,
+            "07-batch-size-tuned",
+            "WienerSGD",
+            control,
+            "final",
+            {"batch_size": size},
+        )
+        for size in (8, 64, 256)
+        for control in ("SGD", "Adam")
+    ),
+    *(
+        Advice("15 % wrong labels, all tuned", True, "11-rivals", "WienerSGD", control)
+        for control in ("SGD", "Adam", "SGD, cosine", "Adam, cosine")
+    ),
+    *(
+        Advice("15 % wrong labels, a ConvNet", True, "04-wiener-convnet", "Adam + SNRAnnealing", control)
+        for control in ("Adam", "Adam, cosine, tuned")
+    ),
+    Advice("45 % wrong labels", True, "09-controls-label-noise", "WienerSGD", "Adam", setting={"label_noise": 0.45}),
+    Advice("clean labels, batches of 64, tuned rates", True, "04-wiener-clean", "WienerSGD", "SGD"),
+    Advice("clean labels, batches of 64, tuned rates", True, "04-wiener-clean", "WienerSGD", "Adam"),
+    *(
+        Advice(f"clean labels, a {model}", True, "05-standard", "WienerSGD", "SGD", setting={"model": model})
+        for model in ("DeepNet", "ConvNet", "ResNet")
+    ),
+    *(
+        Advice(
+            "adversarial training, PGD-10 at 0.2",
+            True,
+            "10-adversarial",
+            "WienerSGD",
+            control,
+            "pgd",
+            {"adversary": "PGD, 0.2"},
+        )
+        for control in ("SGD", "Adam")
+    ),
+    Advice("pixels in no order", False, "04-wiener-permuted", "WienerSGD without annealing", "SGD"),
+    Advice("speed is critical", False, "04-wiener", "WienerSGD", "SGD", "seconds_per_epoch"),
+)
+"""What the study has to say of its own methods."""
+
+
+def judge(advice: Sequence[Advice], study: Callable[[Experiment], Results], name: str) -> Table:
+    """A row per piece of advice: the paired difference over seeds that it stands on, and whether that bears it out.
+
+    ``study`` gives an experiment's results; ``name`` is of the CSV file. p-values are Holm's over all rows.
+    """
+    found = [_compare(piece, study(piece.comparison())) for piece in advice]
+    corrected = holm([comparison.p for comparison in found])
+    return Table(
+        pd.DataFrame(
+            {
+                "situation": piece.situation,
+                "advice": "use" if piece.use else "do not use",
+                "difference": f"{piece.treatment} minus {piece.control}",
+                "measure": {**HEADINGS, "seconds_per_epoch": "seconds per epoch"}[piece.measure],
+                "measured": comparison.interval,
+                "p, Holm": p,
+                "verdict": verdict(comparison.interval, p, piece.claimed),
+            }
+            for piece, comparison, p in zip(advice, found, corrected, strict=True)
+        ),
+        name,
+        signed=True,
+        index=2,
+    )
+
+
+def _compare(advice: Advice, results: Results) -> Comparison:
+    treatment, control = (by_seed(results.arms[label], advice.measure) for label in (advice.treatment, advice.control))
+    if not treatment.keys() & control.keys():  # the runs diverged
+        return Comparison(Interval(float("nan"), None, None), 1.0)
+    return paired_difference(treatment, control)
