@@ -168,7 +168,8 @@ def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(page, a
         seen.append(shown(slider))
         page.keyboard.press("End")
         seen.append(shown(slider))
-        assert len({picture for picture, _ in seen[1:]}) == len({value for _, value in seen[1:]}) == 4
+        places = min(4, int(slider.get_attribute("max")) + 1)  # the quick book has fewer epochs to show
+        assert len({picture for picture, _ in seen[1:]}) == len({value for _, value in seen[1:]}) == places
         assert [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i] == others
     assert page.troubles == []
 

@@ -174,8 +174,9 @@ def test_what_is_unknown_is_refused_before_anything_is_executed(project, names, 
 
 
 @pytest.mark.slow
-@for_each_notebook
-def test_papermill_alone_runs_each_notebook(path, tmp_path):
+@pytest.mark.parametrize("path", [NOTEBOOKS[0], TEMPLATE], ids=lambda path: path.stem)
+def test_papermill_alone_runs_a_notebook(path, tmp_path):
+    """Two of them: that all run so, `make book PROFILE=quick` shows, too."""
     import papermill
 
     known = notebooks.parameters_of(path)

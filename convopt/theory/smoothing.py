@@ -87,14 +87,11 @@ class LineShifts(Shifts):
     def _copies(self) -> Tensor:
         """Of the short lines, ``(short lines, size, length of the longest)``."""
         if self._gathered is None:
-            self._gathered = self._gather()
+            lengths = tuple(self._lengths[i] for i in self._short)
+            joined = torch.cat([*[self._lines[i] for i in self._short], self._lines[0].new_zeros(1)])
+            neighbours = _neighbours(lengths, self._size, self._boundary, joined.device)
+            self._gathered = joined.index_select(0, neighbours).view(len(lengths), self._size, -1)
         return self._gathered
-
-    def _gather(self) -> Tensor:
-        lengths = tuple(self._lengths[i] for i in self._short)
-        joined = torch.cat([*[self._lines[i] for i in self._short], self._lines[0].new_zeros(1)])
-        neighbours = _neighbours(lengths, self._size, self._boundary, joined.device)
-        return joined.index_select(0, neighbours).view(len(lengths), self._size, -1)
 
     @property
     def _views(self) -> list[tuple[Tensor, ...]]:
