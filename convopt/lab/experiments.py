@@ -369,7 +369,10 @@ def _batch_sizes() -> Iterable[tuple[str, Recipe, Setting]]:
         yield "WienerAdamW", WIENER_ADAMW, setting
 
 
-ABLATION_RATES = {"SGD": (0.001, 0.003, 0.01, 0.03, 0.1, 0.3), "Adam": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01)}
+ABLATION_RATES = {
+    "SGD": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    "Adam": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01),
+}
 ABLATION_TUNED = (
     ("SGD", SGD, "SGD"),
     ("Adam", ADAM, "Adam"),
