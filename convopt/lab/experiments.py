@@ -370,7 +370,7 @@ def _batch_sizes() -> Iterable[tuple[str, Recipe, Setting]]:
 
 
 ABLATION_RATES = {
-    "SGD": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    "SGD": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
     "Adam": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01),
 }
 ABLATION_TUNED = (
