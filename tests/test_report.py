@@ -135,6 +135,15 @@ def test_the_rates_that_are_called_tuned_are_those_that_tuning_chose():
                 assert dict(recipe.optimizer.options)["lr"] == chosen[condition, optimizer], label
 
 
+def test_the_rates_of_each_batch_size_are_those_that_tuning_chose():
+    tuning = experiments.find("07-batch-size-tuning")
+    store = workspace.open_store()
+    chosen = report.tuning(tuning, [store.load(run) for run in tuning.runs()])["chosen"].to_dict()
+    for label, recipe, setting in experiments.find("07-batch-size-tuned").arms:
+        condition = f"SimpleNet, batch {setting.batch_size}, noise 10%"
+        assert dict(recipe.optimizer.options)["lr"] == chosen[condition, recipe.optimizer.name], label
+
+
 def test_the_trials_that_are_called_best_are_those_that_the_search_found():
     search = experiments.find("11-rivals-tuning")
     store = workspace.open_store()

@@ -389,6 +389,22 @@ def _batch_size_tuning() -> Iterable[tuple[str, Recipe, Setting]]:
                 yield f"{label}, lr {lr:g}", with_lr(recipe, lr), replace(ABLATION[0], batch_size=size)
 
 
+CHOSEN_RATES = {
+    "SGD": (0.0003, 0.001, 0.003, 0.003, 0.01, 0.03),
+    "Adam": (0.0001, 0.0003, 0.0003, 0.0003, 0.001, 0.001),
+    "ConvolutionalSGDv2 (uniform)": (0.001, 0.01, 0.01, 0.01, 0.01, 0.03),
+    "WienerSGD": (0.01, 0.01, 0.01, 0.01, 0.03, 0.03),
+}
+"""The rates that are best on the validation pictures, by label; one for each of ``SIZES``."""
+
+
+def _batch_sizes_tuned() -> Iterable[tuple[str, Recipe, Setting]]:
+    """The ablation with every optimizer at the best rate for the size."""
+    for position, size in enumerate(SIZES):
+        for label, recipe, _ in ABLATION_TUNED:
+            yield label, with_lr(recipe, CHOSEN_RATES[label][position]), replace(ABLATION[0], batch_size=size)
+
+
 def _label_noise() -> Iterable[tuple[str, Recipe, Setting]]:
     for rate in (0.0, 0.15, 0.3, 0.45):
         setting = replace(STRESS, label_noise=rate)
@@ -692,6 +708,12 @@ EXPERIMENTS = {
             arms=tuple(_batch_size_tuning()),
             seeds=2,
             first_seed=TUNING_SEED,
+        ),
+        Experiment(
+            name="07-batch-size-tuned",
+            published=False,
+            title="Batch-size ablation, each learning rate tuned for each size",
+            arms=tuple(_batch_sizes_tuned()),
         ),
         Experiment(
             name="10-adversarial",
