@@ -101,7 +101,7 @@ OF_THIS_STUDY = (
     ),
     *(
         Advice("15 % wrong labels, all tuned", True, "11-rivals", "WienerSGD", control)
-        for control in ("SGD", "Adam", "SGD, cosine", "Adam, cosine")
+        for control in ("SGD", "Adam", "SGD, cosine", "Adam, cosine", "Muon", "SAM")
     ),
     *(
         Advice("15 % wrong labels, a ConvNet", True, "04-wiener-convnet", "Adam + SNRAnnealing", control)

@@ -40,6 +40,7 @@ plt.rcParams.update(
 
 AXIS_LABELS = {
     "test_accuracy": "test accuracy (%)",
+    "pgd_accuracy": "accuracy against PGD-10 (%)",
     "gradient_norm": "mean gradient norm",
     "train_loss": "training loss (nats)",
     "wrong_labels_learnt": "wrong labels learnt (%)",

@@ -2,7 +2,7 @@
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -236,6 +236,13 @@ def tuning(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     return table.assign(chosen=table.idxmax(axis=1))
 
 
+def tuning_table(experiment: Experiment, records: Iterable[Record]) -> Table:
+    """``tuning`` for reading."""
+    found = tuning(experiment, records)
+    headings = {lr: f"lr {lr:g} (%)" for lr in found.columns.drop("chosen")}
+    return Table(found.rename(columns=headings).reset_index(), experiment.name, index=2)
+
+
 def chosen(experiment: Experiment, records: Iterable[Record]) -> Table:
     """Of a random search, whose arms are rivals and whose runs are trials, each rival's best trial."""
     rows = []
@@ -267,10 +274,13 @@ def searched(label: str, run: Run) -> dict[str, Any]:
     return values
 
 
-def costs(experiment: Experiment, records: Iterable[Record], target: float) -> Table:
-    """For each arm the milliseconds of a training step and the seconds of training to an accuracy, over seeds.
+def costs(
+    experiment: Experiment, records: Iterable[Record], target: float, state_bytes: Callable[[Run], float]
+) -> Table:
+    """For each arm the time of a training step, the state it keeps, and the time to an accuracy, over seeds.
 
-    ``target`` is a test accuracy in percent that an epoch must end with. Of runs that never do, the last column counts.
+    ``target`` is a test accuracy in percent that an epoch must end with; the last column counts runs that get there.
+    ``state_bytes`` of a run are per parameter, ``training.state_bytes`` for one.
     """
     rows = []
     for label, arm in by_label(experiment, records).items():
@@ -282,6 +292,7 @@ def costs(experiment: Experiment, records: Iterable[Record], target: float) -> T
             {
                 "optimizer": label,
                 "ms per training step": mean_interval(steps),
+                "state (bytes per parameter)": f"{state_bytes(arm[0].run):.0f}",
                 f"seconds to {target:g} %": mean_interval(times) if times else None,
                 "runs that reach it": f"{len(times)} of {len(done)}",
             }

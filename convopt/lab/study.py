@@ -1,12 +1,14 @@
 """What a notebook asks of an experiment: its records, trained where they are missing, and their tables."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from convopt.lab import experiments, report, sweep, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record
-from convopt.lab.report import MEASURES, Table
+from convopt.lab.report import MEASURES, Table, by_seed, format_interval
+from convopt.lab.stats import paired_difference
 
 
 class Study:
@@ -61,6 +63,11 @@ class Results:
         chosen = [r for r in self.records if condition.items() <= report.condition(r.run).items()]
         return Results(self.experiment, chosen)
 
+    def only(self, *labels: str) -> "Results":
+        """Those of the arms with these labels."""
+        arms = tuple(arm for arm in self.experiment.arms if arm[0] in labels)
+        return Results(replace(self.experiment, arms=arms), [r for label in labels for r in self.arms[label]])
+
     def table(self, *measures: str) -> Table:
         """A row per arm and condition; without ``measures``, best, final, stability and confirmation."""
         rows = report.rows(self.experiment, self.records)
@@ -71,3 +78,9 @@ class Results:
     ) -> Table:
         """Paired differences between arms, see ``report.differences``."""
         return report.differences(self.experiment, self.records, pairs, measures, **options)
+
+    def difference(self, treatment: str, control: str, measure: str = "final") -> str:
+        """The paired difference of two arms' measure, as text: mean and 95 % interval."""
+        both = (by_seed(self.arms[label], measure) for label in (treatment, control))
+        in_percent = measure != "stability"
+        return format_interval(paired_difference(*both).interval, 1 if in_percent else 2, signed=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils._pytree import tree_leaves
 
 from convopt import SNRAnnealing, WienerAdamW, WienerSGD, optim, spatial_param_groups
 from convopt.lab import controls, data, provenance, rivals
@@ -359,6 +360,26 @@ def _averaged(run: Run, model: nn.Module) -> nn.Module | None:
         raise ValueError(f'averaging must be "EMA", got {run.averaging.name!r}')
     ema = get_ema_multi_avg_fn(dict(run.averaging.options)["decay"])
     return AveragedModel(model, multi_avg_fn=ema, use_buffers=True)
+
+
+def state_bytes(run: Run) -> float:
+    """Bytes per parameter that the run keeps from one step to the next, beside the network, after two steps.
+
+    Those of optimizer, annealing and averaging together. A momentum or a previous gradient in float32 is four.
+    """
+    dataset = dataset_of(run)
+    model = make_model(run, dataset)
+    optimizer = make_optimizer(run, model, dataset.grid)
+    annealing = attach_annealing(run, optimizer)
+    batches = next(epochs(run, training_split(run, dataset)))
+    train_epoch(model, optimizer, batches[:2], loss_of=controls.loss_function(run.loss))
+    optimizers = optimizer.optimizers.values() if isinstance(optimizer, OptimizersTogether) else [optimizer]
+    annealings = annealing.values() if isinstance(annealing, dict) else [annealing] if annealing is not None else []
+    averaged = _averaged(run, model)
+    kept = [each.state_dict()["state"] for each in optimizers], list(map(vars, annealings))
+    tensors = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
+    tensors += averaged.parameters() if averaged is not None else []
+    return sum(tensor.nbytes for tensor in tensors) / sum(p.numel() for p in model.parameters())
 
 
 def _robustness(run: Run, model: nn.Module, split: data.Split, dataset: data.Dataset) -> dict[str, float]:
