@@ -1,26 +1,38 @@
 """What a step costs, measured in one run: every optimizer in turn, again and again, so that noise strikes all alike."""
 
 import copy
+import json
+import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from convopt import SNRAnnealing, spatial_param_groups
+from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, spatial_param_groups
+from convopt.lab import provenance
 from convopt.lab.models import ConvNet, SimpleNet
+from convopt.lab.records import write_atomically
+from convopt.lab.report import Table
 from convopt.lab.training import OURS
 from convopt.lab.vision import torchvision
 from convopt.optim.wiener import WienerOptimizer
 
 BLOCK = 20
 """Steps timed together: a whole number of rounds for what happens every fourth or fifth step."""
+
+WARM_UP = 6
+"""Steps before those that are timed."""
 
 
 class _Pictured(nn.Module):
@@ -87,6 +99,33 @@ OPTIMIZERS: dict[str, Make] = {
 }
 """What is measured; the bases with torch's default implementation."""
 
+SIZES = (3, 5, 9, 15, 25)
+"""Kernel sizes whose steps are timed, on the network of a million parameters."""
+
+COMPILED = (ConvolutionalSGD, ConvolutionalSGDv2)
+"""Whose compiled steps are timed, on the network of ten million parameters, where there is a C++ compiler."""
+
+
+def _compiled(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
+    optimizer = cls(model.parameters(), lr=1e-4)
+    optimizer.step = torch.compile(optimizer.step)
+    return optimizer
+
+
+def _makers(name: str, device: str) -> dict[str, Make]:
+    """What is measured on one of ``MODELS``."""
+    more: dict[str, Make] = {}
+    if name == "1 M":
+        more = {
+            f"{cls.__name__}, {size} taps": partial(_plain, cls, kernel_size=size)
+            for cls in (ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2)
+            for size in SIZES
+        }
+    elif name == "10 M" and device == "cpu" and (shutil.which("g++") or shutil.which("clang++")):
+        more = {f"{cls.__name__}, compiled": partial(_compiled, cls) for cls in COMPILED}
+    return OPTIMIZERS | more
+
+
 TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7}
 """How often an update must read or write each parameter's bytes: gradient, parameter and state; 5 for SGD's."""
 
@@ -112,7 +151,7 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
         with _threads(count):
             times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
         medians = {label: statistics.median(of_it) for label, of_it in times.items()}
-        for label in OPTIMIZERS:
+        for label in [label for label in medians if label not in FLOORS]:
             floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
             rows.append(
                 {
@@ -130,6 +169,46 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     return rows
 
 
+def publish(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write measurements to ``path``, with where they come from."""
+    made = provenance.collect("none") | {"date": date.today().isoformat()}
+    write_atomically(path, json.dumps({"provenance": made, "rows": rows}, indent=1).encode())
+
+
+def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Provenance and rows of published measurements."""
+    content = json.loads(path.read_text())
+    return content["provenance"], pd.DataFrame(content["rows"])
+
+
+def comparison(frame: pd.DataFrame, what: str, column: str, threads: int = 1) -> Table:
+    """A column of measurements, a row per optimizer and a column per network or, of training steps, batch size.
+
+    Args:
+        frame: rows of :func:`measure`.
+        what: with what these begin, "step" or "training step".
+        column: "over_sgd", "over_adamw", "over_floor" or "median_ms".
+        threads: of those with so many threads.
+    """
+    chosen = frame[
+        frame.what.str.startswith(what) & (frame.threads == threads) & frame.optimizer.isin(list(OPTIMIZERS))
+    ]
+    network = chosen.model + chosen.what.str.removeprefix(what)
+    pivot = chosen.assign(network=network).pivot(index="optimizer", columns="network", values=column)
+    pivot = pivot.loc[list(OPTIMIZERS), list(dict.fromkeys(network))].round(2)
+    return Table(pivot.rename_axis(columns=None).reset_index(), f"{what}-{column}".replace(" ", "-"))
+
+
+def figure_of(
+    frame: pd.DataFrame, optimizer: str, model: str, column: str, what: str = "step", threads: int = 1
+) -> float:
+    """One figure of the measurements; NaN where it was not measured."""
+    row = frame[
+        (frame.optimizer == optimizer) & (frame.model == model) & (frame.what == what) & (frame.threads == threads)
+    ]
+    return float(row[column].iloc[0]) if len(row) else math.nan
+
+
 def with_gradients(name: str, device: str) -> tuple[nn.Module, Tensor]:
     """One of ``MODELS``, its gradients white noise of one seed, and a batch of one picture that it takes."""
     make_model, shape = MODELS[name]
@@ -143,16 +222,17 @@ def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
     """Seconds per step of each optimizer with the same gradients, and of copying what must be touched."""
     steps: dict[str, Callable[[], Any]] = {}
     model, sample = with_gradients(name, device)
-    for label, make in OPTIMIZERS.items():
+    for label, make in _makers(name, device).items():
         copied = copy.deepcopy(model)
         for p, original in zip(copied.parameters(), model.parameters(), strict=True):
             p.grad = original.grad  # ten copies of large gradients would fill the memory
         steps[label] = make(copied, sample).step
     size = sum(p.numel() for p in model.parameters())
+    source = torch.zeros(size * max(FLOORS.values()) // 2, device=device)
+    target = torch.empty_like(source)
     for label, touched in FLOORS.items():
-        # A copy reads and writes.
-        source = torch.zeros(size * touched // 2, device=device)
-        steps[label] = partial(torch.empty_like(source).copy_, source)
+        copied_numbers = size * touched // 2  # a copy reads and writes
+        steps[label] = partial(target[:copied_numbers].copy_, source[:copied_numbers])
     return _interleaved(steps, device, seconds)
 
 
@@ -175,19 +255,25 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 
 
 def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of each function, from blocks of calls in turn, for about so long; a round to warm up first."""
+    """Seconds per call of each function, from blocks of calls in turn, for about so long but for two rounds at least.
+
+    Before that each function is called a few times: what happens every fourth or fifth step has its first time, too.
+    """
     times: dict[str, list[float]] = {label: [] for label in steps}
-    end = None
-    while end is None or time.perf_counter() < end or len(times["SGD"]) < 3:
+    for step in steps.values():
+        for _ in range(WARM_UP):
+            step()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(times["SGD"]) < 2:
         for label, step in steps.items():
+            if device == "cuda":
+                torch.cuda.synchronize()
             start = time.perf_counter()
             for _ in range(BLOCK):
                 step()
             if device == "cuda":
                 torch.cuda.synchronize()
-            if end is not None:
-                times[label].append((time.perf_counter() - start) / BLOCK)
-        end = end or time.perf_counter() + seconds
+            times[label].append((time.perf_counter() - start) / BLOCK)
     return times
 
 

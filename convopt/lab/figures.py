@@ -230,6 +230,37 @@ def trends(results: Results, condition: str, measures: Sequence[str], xlabel: st
     return figure
 
 
+def ratios(table: Table, xlabel: str) -> Figure:
+    """A table of positive ratios on a logarithmic axis: a line of dots per row, a colour per column; 1 is marked."""
+    values = table.frame.set_index(table.frame.columns[0])
+    figure, axes = plt.subplots(figsize=(8, 0.32 * len(values) + 1.4))
+    for name, colour in colours(values).items():
+        axes.plot(values[name], range(len(values)), "o", color=colour, markersize=6, label=name, alpha=0.8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(values)), values.index)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def growths(lines: dict[str, dict[float, float]], xlabel: str, ylabel: str) -> Figure:
+    """A line per label through its values, on two logarithmic axes."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for i, (label, colour) in enumerate(colours(lines).items()):
+        style = "o-" if i < len(OKABE_ITO) else "s--"
+        axes.plot(list(lines[label]), list(lines[label].values()), style, color=colour, markersize=5, label=label)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(sorted({x for line in lines.values() for x in line}), minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
 def searches(results: Results, title: str) -> Figure:
     """Validation accuracy of each trial against its learning rate, a small panel per arm; the best is filled."""
     arms = {label: finished(records) for label, records in results.arms.items()}
