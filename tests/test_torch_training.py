@@ -19,7 +19,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.optim.swa_utils import SWALR, AveragedModel
 
-from convopt import ConvolutionalSGD
+from convopt import ConvolutionalSGD, LaplacianSmoothingSGD
 
 
 class Training:
@@ -189,6 +189,27 @@ def test_with_its_step_compiled_it_trains_as_without(name):
             made = graphs.frame_count
     assert graphs.frame_count == made <= 3
     assert_close(compiled.network, plain.network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer_class", [ConvolutionalSGD, LaplacianSmoothingSGD])
+def test_with_its_step_compiled_an_optimizer_that_may_be_told_the_loss_trains_as_without(optimizer_class):
+    """In one graph that makes the state and one for all other steps; the loss is a tensor."""
+    torch._dynamo.reset()
+    networks = Network(), Network()
+    compiled, plain = (optimizer_class(network.parameters(), lr=0.03, momentum=0.9) for network in networks)
+    graphs = CompileCounterWithBackend("aot_eager")
+    steps = torch.compile(compiled.step, backend=graphs, fullgraph=True), plain.step
+    for i, (x, y) in enumerate(batches()[:24]):
+        for network, step in zip(networks, steps, strict=True):
+            network.zero_grad()
+            loss = nn.functional.cross_entropy(network(x), y)
+            loss.backward()
+            step(loss=loss.detach())
+        if i == 12:
+            made = graphs.frame_count
+    assert graphs.frame_count == made <= 2
+    assert_close(*networks)
 
 
 @pytest.mark.slow

@@ -126,8 +126,9 @@ def _makers(name: str, device: str) -> dict[str, Make]:
     return OPTIMIZERS | more
 
 
-TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7}
-"""How often an update must read or write each parameter's bytes: gradient, parameter and state; 5 for SGD's."""
+TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7, "ConvolutionalSGDv2": 7, "ConvolutionalSGDv2, compiled": 7}
+"""How often an update must read or write each parameter's bytes: the gradient once, the parameter and each of its
+buffers twice. That is 5 for one buffer, as SGD with momentum has, and this for two."""
 
 FLOORS = {f"floor {touched}": touched for touched in sorted({5, *TOUCHED.values()})}
 

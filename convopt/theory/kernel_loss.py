@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.linalg import vecdot
 
 from convopt.theory.kernels import check_size
-from convopt.theory.smoothing import ShiftStatistics
+from convopt.theory.smoothing import ShiftStatistics, product_of_rows
 
 
 class KernelLoss(NamedTuple):
@@ -43,7 +43,7 @@ def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Kernel
         grad: g, same shape and dtype.
         variance_weight: lambda, in units of 1 / gradient squared: the loss depends on the gradient's scale.
     """
-    cosine = _cosine_parts(*_powers(smoothed.reshape(-1), grad.reshape(-1)))[0]
+    cosine = _cosine_parts(*_powers(smoothed, grad))[0]
     return KernelLoss(variance_weight * smoothed.var(correction=0) - cosine, cosine)
 
 
@@ -57,7 +57,7 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
         weights: (d, s, v), the weights of direction, signal and smoothness.
     """
     direction, closeness, smoothness = weights
-    cosine = _cosine_parts(*_powers(smoothed.reshape(-1), grad.reshape(-1)))[0]
+    cosine = _cosine_parts(*_powers(smoothed, grad))[0]
     error = (smoothed - signal).square().mean()
     roughness = smoothed.var(correction=0) * _reciprocal(grad.var(correction=0))
     return KernelLoss(direction * (1 - cosine) + closeness * error + smoothness * roughness, cosine)
@@ -66,14 +66,14 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
 def three_part_loss_derivative(
     smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tuple[float, float, float]
 ) -> Tensor:
-    """The derivative of :func:`three_part_loss` with respect to y, flattened."""
+    """The derivative of :func:`three_part_loss` with respect to y, in its shape."""
     direction, closeness, smoothness = weights
-    y, g = smoothed.reshape(-1), grad.reshape(-1)
+    y, g = smoothed, grad
     _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
     slope = 2 * closeness / y.numel()
     derivative = torch.addcmul(y * (direction * along_smoothed + slope), g, along_grad, value=-direction)
     if closeness:
-        derivative.sub_(signal.reshape(-1), alpha=slope)
+        derivative.sub_(signal, alpha=slope)
     if smoothness:
         scale = 2 * smoothness / y.numel() * _reciprocal(g.var(correction=0))
         derivative.addcmul_(y - y.mean(), scale)
@@ -240,7 +240,10 @@ def _variance_of_taps(
 
 
 def _powers(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """|y|^2, |g|^2 and <y, g> of two vectors."""
+    """|y|^2, |g|^2 and <y, g> of two tensors of one shape."""
+    if torch.compiler.is_compiling():  # it makes one loop of sums over rows, but not of dot products
+        return product_of_rows(y, y), product_of_rows(g, g), product_of_rows(y, g)
+    y, g = y.reshape(-1), g.reshape(-1)
     return torch.dot(y, y), torch.dot(g, g), torch.dot(y, g)
 
 

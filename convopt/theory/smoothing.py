@@ -219,6 +219,9 @@ class PictureShifts(Shifts):
 
     def correlate(self, others: Sequence[Tensor]) -> Tensor:
         """``sum over the tensors of <other, shift_i g>`` for each tap ``i``, row by row, a vector."""
+        if torch.compiler.is_compiling():  # it makes one loop of sums over rows, but not of matrix-vector products
+            copies = [self._crop(copy) for matrix in self._matrices for copy in matrix]
+            return torch.stack([torch.stack([*map(product_of_rows, others, pictures)]).sum() for pictures in copies])
         spread = self._matrices[0].new_zeros(self._matrices[0].shape[1])
         for place, other in zip(self._crop(spread), others, strict=True):
             place.copy_(other.reshape(place.shape))
@@ -228,10 +231,18 @@ class PictureShifts(Shifts):
         """Views of the pictures' places in a flat tensor of the span."""
         places, start = [], 0
         for shape, (count, height, row) in zip(self._shapes, self._padded_shapes, strict=True):
-            stack = flat.as_strided((count, *shape[-2:]), (height * row, row, 1), start)
+            stack = flat[start:].as_strided((count, *shape[-2:]), (height * row, row, 1))
             places.append(stack.view(shape))
             start += count * height * row
         return places
+
+
+def product_of_rows(first: Tensor, second: Tensor) -> Tensor:
+    """``<first, second>`` of two tensors of as many elements, in the second one's shape, as torch.compile likes it.
+
+    Of the rows' sums it makes vector code in one pass, together with others' over the same tensors.
+    """
+    return (first.reshape(second.shape) * second).sum(-1).sum()
 
 
 def _copies(buffer: Tensor, size: int, row: int, step: int) -> list[Tensor]:
