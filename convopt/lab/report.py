@@ -3,7 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,10 +49,6 @@ class Table:
             else:
                 columns[name] = values
         return pd.DataFrame(columns).to_csv(index=False)
-
-    def only(self, *columns: str) -> "Table":
-        """The index and these columns alone."""
-        return replace(self, frame=self.frame[[*self.frame.columns[: self.index], *columns]])
 
     def _repr_html_(self) -> str:
         told = self.text()
