@@ -32,10 +32,13 @@ class Study:
         self.records: list[Record] = []
 
     def __call__(self, experiment: str | Experiment) -> "Results":
-        """The results of an experiment, or of that with this name. ValueError lists the known ones."""
+        """The results of an experiment, or of that with this name. ValueError lists the known ones.
+
+        One whose seeds do not begin at 0 keeps to its own: what is tuned on them must not see those that are compared.
+        """
         if isinstance(experiment, str):
             experiment = experiments.find(experiment)
-        runs = experiment.runs(self._dataset, self._seeds, self._epochs)
+        runs = experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
         results = Results(experiment, sweep.sweep(runs, self._store, self._jobs))
         self.records += results.records
         return results
@@ -80,7 +83,9 @@ class Results:
         return report.differences(self.experiment, self.records, pairs, measures, **options)
 
     def difference(self, treatment: str, control: str, measure: str = "final") -> str:
-        """The paired difference of two arms' measure, as text: mean and 95 % interval."""
-        both = (by_seed(self.arms[label], measure) for label in (treatment, control))
+        """The paired difference of two arms' measure, as text: mean and 95 % interval, or "not measured"."""
+        both = [by_seed(self.arms[label], measure) for label in (treatment, control)]
+        if not both[0].keys() & both[1].keys():  # diverged, or a measure that the data set lacks
+            return "not measured"
         in_percent = measure != "stability"
         return format_interval(paired_difference(*both).interval, 1 if in_percent else 2, signed=True)
