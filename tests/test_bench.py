@@ -1,9 +1,11 @@
 """The benchmark measures every optimizer in one run and reports ratios."""
 
 import json
+import math
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from convopt.lab import bench
@@ -28,6 +30,33 @@ def test_ratios_are_those_of_the_medians_of_one_kind_of_step(rows):
                 assert row["over_sgd"] == pytest.approx(medians[row["optimizer"]] / medians["SGD"])
                 assert row["over_adamw"] == pytest.approx(medians[row["optimizer"]] / medians["AdamW"])
     assert all((row["over_floor"] is None) == (row["what"] != "step") for row in rows)
+
+
+def test_a_comparison_has_a_row_per_optimizer_and_a_column_per_kind_of_step(rows):
+    table = bench.comparison(pd.DataFrame(rows), "training step", "over_sgd").frame
+    assert table.optimizer.tolist() == list(bench.OPTIMIZERS)
+    assert list(table) == ["optimizer", "SimpleNet, batch 8", "SimpleNet, batch 64"]
+    assert table.iloc[0].tolist() == ["SGD", 1, 1]
+
+
+def test_a_figure_that_was_not_measured_is_not_a_number(rows):
+    frame = pd.DataFrame(rows)
+    assert bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd") == 1
+    assert math.isnan(bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd", threads=7))
+
+
+def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_path):
+    bench.publish(rows, tmp_path / "costs.json")
+    made, frame = bench.read(tmp_path / "costs.json")
+    pd.testing.assert_frame_equal(frame, pd.DataFrame(rows))
+    assert made.keys() >= {"date", "processor", "torch", "commit"}
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_measured_beside_the_others(monkeypatch):
+    monkeypatch.setitem(bench.MODELS, "10 M", bench.MODELS["0.1 M"])
+    labels = {row["optimizer"] for row in bench.measure(["10 M"], [1], "cpu", seconds=0.1)}
+    assert {"ConvolutionalSGD, compiled", "ConvolutionalSGDv2, compiled"} <= labels
 
 
 @pytest.mark.slow

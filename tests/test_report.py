@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from convopt.lab import experiments, report, stats, training, workspace
 from convopt.lab.records import Record
+from convopt.lab.study import Results
 
 STRESS = experiments.find("06-stress-test")
 
@@ -114,6 +115,38 @@ def test_a_measure_that_a_data_set_lacks_is_left_empty():
     records = [record(recipe, 0, (0.8, 0.7), dataset="digits") for recipe in (experiments.SGD, experiments.V1)]
     told = report.differences(STRESS, records, [("ConvolutionalSGD", "SGD")], ("final", "confirmation")).text()
     assert told["confirmation acc. (%)"].tolist() == [""]
+
+
+def test_a_difference_of_two_arms_in_words_is_that_of_the_table():
+    records = [
+        record(recipe, seed, (accuracy + gain, 0.7))
+        for seed, accuracy in enumerate((0.8, 0.82, 0.81))
+        for recipe, gain in ((experiments.SGD, 0.0), (experiments.V1, 0.01 + 0.001 * seed))
+    ]
+    results = Results(STRESS, records)
+    table = results.differences([("ConvolutionalSGD", "SGD")], ("best",), tested="best")
+    assert results.difference("ConvolutionalSGD", "SGD", "best") == table.text()["best acc. (%)"][0]
+    assert results.difference("ConvolutionalSGD", "SGD", "stability") == "+0.00 [+0.00, +0.00]"
+    assert results.difference("ConvolutionalSGD", "SGD", "pgd") == "not measured"
+
+
+def test_results_of_some_arms_are_of_an_experiment_of_these_arms():
+    records = [record(recipe, 0, (0.8,)) for recipe in (experiments.SGD, experiments.ADAM, experiments.V1)]
+    some = Results(STRESS, records).only("Adam", "SGD")
+    assert list(some.arms) == ["SGD", "Adam"]
+    assert some.table("best").frame["optimizer"].tolist() == ["SGD", "Adam"]
+
+
+def test_costs_tell_of_a_step_of_what_is_kept_and_of_the_way_to_an_accuracy():
+    records = [record(experiments.SGD, seed, accuracies) for seed, accuracies in enumerate(((0.7, 0.9), (0.95, 0.9)))]
+    records += [record(experiments.ADAM, 0, (0.7, 0.8))]
+    table = report.costs(STRESS, records, target=90, state_bytes=lambda run: 8 if run.optimizer.name == "Adam" else 4)
+    sgd, adam = table.frame[:2].to_dict("records")
+    assert sgd["ms per training step"].mean == pytest.approx(1500 / 625)  # two epochs of 1 and 2 s, 5000 pictures by 8
+    assert (sgd["state (bytes per parameter)"], adam["state (bytes per parameter)"]) == ("4", "8")
+    assert sgd["seconds to 90 %"].mean == pytest.approx((3 + 1) / 2)
+    assert adam["seconds to 90 %"] is None
+    assert (sgd["runs that reach it"], adam["runs that reach it"]) == ("2 of 2", "0 of 1")
 
 
 def test_early_stopping_takes_the_epoch_with_the_best_validation_accuracy():

@@ -166,6 +166,22 @@ def test_a_run_can_be_followed_epoch_by_epoch():
     assert diverged.status == "diverged"
 
 
+@pytest.mark.parametrize(
+    ("label", "numbers"),
+    [
+        ("Adam", 2),
+        ("SGD, cosine", 1),
+        ("SGD + SNRAnnealing", 2),
+        ("SGD, averaged weights", 2),
+        ("Muon + SNRAnnealing", 2),
+    ],
+)
+def test_the_state_that_is_kept_is_counted_per_parameter(label, numbers):
+    recipe = experiments.trials(label)[0]
+    kept = training.state_bytes(experiments.STRESS.run(recipe, "digits", 1, 0))
+    assert kept == pytest.approx(4 * numbers, rel=0.07)  # Muon leaves the biases to AdamW, which has one more
+
+
 def test_the_gradient_norm_is_the_mean_over_batches_of_the_global_norm():
     run = dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=0.0), epochs=1)
     dataset = data.load("digits")

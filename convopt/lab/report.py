@@ -280,6 +280,8 @@ def costs(
     """
     rows = []
     for label, arm in by_label(experiment, records).items():
+        if not arm:
+            continue
         done = finished(arm)
         steps_per_epoch = arm[0].run.n_train // arm[0].run.batch_size
         steps = [1000 * measured(record, "seconds_per_epoch") / steps_per_epoch for record in done]
