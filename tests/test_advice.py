@@ -59,11 +59,12 @@ def test_taking_longer_speaks_against():
     assert judged(slow, gain=2).verdict.tolist() == ["confirmed"]
 
 
-def test_more_pieces_judged_together_need_more_evidence():
+def test_more_pieces_on_one_experiment_need_more_evidence_and_those_on_another_do_not():
     (alone,) = judged(SMOOTH, gain=2)["p, Holm"]
-    many = judged(*[SMOOTH] * 26, gain=2)
-    assert many["p, Holm"].tolist() == pytest.approx([26 * alone] * 26)
-    assert set(many.verdict) == {"undecided"}
+    elsewhere = dataclasses.replace(SMOOTH, experiment="09-controls-layers")
+    many = judged(*[SMOOTH] * 26, elsewhere, gain=2)
+    assert many["p, Holm"].tolist() == pytest.approx([26 * alone] * 26 + [alone])
+    assert many.verdict.tolist() == ["undecided"] * 26 + ["confirmed"]
 
 
 def test_diverged_runs_leave_it_undecided():

@@ -10,6 +10,7 @@ import yaml
 from conftest import ROOT
 
 from convopt.lab import experiments, report, workspace
+from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,6 +59,35 @@ def test_the_readme_shows_the_published_table():
     for row in rows:
         values = [str(cell) for cell in report.table(experiment, [row], report.MEASURES).text().iloc[0]]
         assert f"| {' | '.join(values[:4])} |" in readme
+
+
+def test_the_readme_quotes_differences_as_they_were_measured():
+    """All that it quotes, "+1.4 [+1.1, +1.7]" and the like, and nothing else."""
+    records = workspace.published_records()
+
+    def results(name: str) -> Results:
+        experiment = experiments.find(name)
+        return Results(experiment, [record for record in records if experiment.label(record.run)])
+
+    sizes, labels, rivals = results("07-batch-size-tuned"), results("09-controls-label-noise"), results("11-rivals")
+    clean, convnet, permuted = (results(f"04-wiener-{name}") for name in ("clean", "convnet", "permuted"))
+    robust = results("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
+    measured = [
+        *(labels.where(label_noise=share).difference("WienerSGD", "Adam") for share in (0.0, 0.15, 0.3, 0.45)),
+        *(rivals.difference("WienerSGD", label) for label in ("SGD", "Adam", "Adam, cosine", "Muon", "SAM")),
+        *(
+            sizes.where(batch_size=size).difference(label, "SGD")
+            for label in ("WienerSGD", "ConvolutionalSGDv2 (uniform)")
+            for size in (8, 64, 256)
+        ),
+        *(clean.difference("WienerSGD", label) for label in ("SGD", "Adam")),
+        *(convnet.difference("Adam + SNRAnnealing", label) for label in ("Adam", "Adam, cosine, tuned")),
+        permuted.difference("WienerSGD without annealing", "SGD"),
+        results("05-standard").where(model="IllConditionedNet").difference("WienerSGD", "Adam"),
+        robust.difference("WienerSGD", "SGD", "pgd"),
+    ]
+    quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", (ROOT / "README.md").read_text())
+    assert quoted == measured
 
 
 def test_a_devcontainer_gets_the_same_environment_and_python():

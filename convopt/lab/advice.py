@@ -1,5 +1,6 @@
 """When to use smoothing: pieces of advice, each with the comparison that it stands or falls with."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,6 +65,7 @@ OF_THE_FIRST_REPORT = (
     ),
     Advice("15 % wrong labels", True, "06-stress-test", V1, "SGD"),
     Advice("15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD"),
+    Advice("15 % wrong labels, all tuned", True, "11-rivals", V1, "SGD"),
     Advice("45 % wrong labels", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
     Advice("unsteady gradients", True, "06-stress-test", V1, "SGD", "stability"),
     Advice("unsteady gradients", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
@@ -135,10 +137,15 @@ OF_THIS_STUDY = (
 def judge(advice: Sequence[Advice], study: Callable[[Experiment], Results], name: str) -> Table:
     """A row per piece of advice: the paired difference over seeds that it stands on, and whether that bears it out.
 
-    ``study`` gives an experiment's results; ``name`` is of the CSV file. p-values are Holm's over all rows.
+    ``study`` gives an experiment's results; ``name`` is of the CSV file. p-values are Holm's over the rows of the same
+    experiment.
     """
     found = [_compare(piece, study(piece.comparison())) for piece in advice]
-    corrected = holm([comparison.p for comparison in found])
+    corrected = [math.nan] * len(advice)
+    for experiment in {piece.experiment for piece in advice}:
+        rows = [row for row, piece in enumerate(advice) if piece.experiment == experiment]
+        for row, p in zip(rows, holm([found[row].p for row in rows]), strict=True):
+            corrected[row] = p
     return Table(
         pd.DataFrame(
             {
