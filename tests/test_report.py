@@ -275,3 +275,14 @@ def test_a_paired_difference_ignores_what_a_seed_shifts_in_both(values, shift):
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="values"):
         stats.paired_difference({0: 1.0}, {1: 1.0})
+
+
+def test_the_ledger_counts_each_run_of_an_experiment_once_and_no_others():
+    records = [record(experiments.SGD, seed, (0.8,), epochs=30) for seed in (0, 1, 77)]
+    for each in records:
+        each.curves["seconds_evaluation"] = [1797.0]
+    of_both = [experiments.find(name) for name in ("06-stress-test", "09-controls-layers")]
+    table = report.ledger(of_both, records).frame
+    assert table.to_dict("records") == [
+        {"experiment": "06-stress-test", "runs": "2", "seconds per run (median)": 1800.0, "hours of one core": 1.0}
+    ]

@@ -67,11 +67,23 @@ OF_THE_FIRST_REPORT = (
     Advice("15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD"),
     Advice("15 % wrong labels, all tuned", True, "11-rivals", V1, "SGD"),
     Advice("45 % wrong labels", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
-    Advice("unsteady gradients", True, "06-stress-test", V1, "SGD", "stability"),
-    Advice("unsteady gradients", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
-    Advice("an ill-conditioned network", True, "05-standard", V1, "SGD", setting={"model": "IllConditionedNet"}),
+    Advice("unsteady training, 15 % wrong labels", True, "06-stress-test", V1, "SGD", "stability"),
+    Advice("unsteady training, 15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
     Advice(
-        "an ill-conditioned network", True, "05-standard", V2_GAUSSIAN, "SGD", setting={"model": "IllConditionedNet"}
+        "unsteady training, an ill-conditioned network",
+        True,
+        "05-standard",
+        V1,
+        "SGD",
+        setting={"model": "IllConditionedNet"},
+    ),
+    Advice(
+        "unsteady training, an ill-conditioned network",
+        True,
+        "05-standard",
+        V2_GAUSSIAN,
+        "SGD",
+        setting={"model": "IllConditionedNet"},
     ),
     *(
         Advice(

@@ -453,7 +453,6 @@ V1_AT_STEP_OF_SGD = Recipe(replace(V1.optimizer, name="RawLengthSGD"))
 CONTROLS = (
     Experiment(
         name="09-controls-pixels",
-        published=False,
         title="Stress test: is it the pixels' neighbourhood?",
         arms=(
             ("SGD", SGD, STRESS),
@@ -469,7 +468,6 @@ CONTROLS = (
     ),
     Experiment(
         name="09-controls-layers",
-        published=False,
         title="Stress test: which layers gain from smoothing?",
         arms=(
             ("SGD", SGD, STRESS),
@@ -480,7 +478,6 @@ CONTROLS = (
     ),
     Experiment(
         name="09-controls-step",
-        published=False,
         title="Stress test: is it the direction, or only a shorter step?",
         arms=(
             ("SGD", SGD, STRESS),
@@ -493,7 +490,6 @@ CONTROLS = (
     ),
     Experiment(
         name="09-controls-kernels",
-        published=False,
         title="Stress test: fixed kernels over the pixels, at SGD's step",
         arms=(
             ("SGD", SGD, STRESS),
@@ -506,13 +502,11 @@ CONTROLS = (
     ),
     Experiment(
         name="09-controls-label-noise",
-        published=False,
         title="Stress test at other rates of wrong labels",
         arms=tuple(_label_noise()),
     ),
     Experiment(
         name="09-controls-digits",
-        published=False,
         title="Stress test on scikit-learn's digits",
         arms=(
             ("SGD", SGD, STRESS_DIGITS),
@@ -524,7 +518,6 @@ CONTROLS = (
     ),
     Experiment(
         name="09-controls-gradient-noise",
-        published=False,
         title="Clean labels, batch 64, white noise added to every gradient",
         arms=tuple(_gradient_noise()),
     ),
@@ -687,13 +680,11 @@ EXPERIMENTS = {
         *CONTROLS,
         Experiment(
             name="05-standard",
-            published=False,
             title="Standard conditions: clean labels, batch 64",
             arms=tuple(_standard()),
         ),
         Experiment(
             name="07-batch-size",
-            published=False,
             title="Batch-size ablation at the README's settings: 3000 pictures, 10 % wrong labels",
             arms=tuple(_batch_sizes()),
             claims=tuple(
@@ -703,7 +694,6 @@ EXPERIMENTS = {
         ),
         Experiment(
             name="07-batch-size-tuning",
-            published=False,
             title="Batch-size ablation: learning rates, by accuracy on the validation pictures",
             arms=tuple(_batch_size_tuning()),
             seeds=2,
@@ -711,19 +701,16 @@ EXPERIMENTS = {
         ),
         Experiment(
             name="07-batch-size-tuned",
-            published=False,
             title="Batch-size ablation, each learning rate tuned for each size",
             arms=tuple(_batch_sizes_tuned()),
         ),
         Experiment(
             name="10-adversarial",
-            published=False,
             title="Training against FGSM and PGD",
             arms=tuple(_adversarial()),
         ),
         Experiment(
             name="11-rivals",
-            published=False,
             title="Stress test: every rival at its best trial's settings",
             arms=_at_best_trial(COMPARED),
         ),
@@ -735,7 +722,6 @@ EXPERIMENTS = {
         ),
         Experiment(
             name="11-rivals-tuning",
-            published=False,
             title="Stress test: random search on the validation pictures",
             arms=tuple((label, recipe, STRESS) for label in RIVALS for recipe in trials(label)),
             seeds=1,

@@ -168,7 +168,10 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
 
 
 def verdicts(table: Table) -> Figure:
-    """A dot with its 95 % interval for each row of ``advice.judge`` that is about accuracy, marked by its verdict."""
+    """A dot with its 95 % interval for each row of ``advice.judge`` that is about accuracy, marked by its verdict.
+
+    The axis is linear up to 5 points to either side of zero, logarithmic beyond.
+    """
     frame = table.frame[table.frame.measure.str.contains("%")]
     marks = {"confirmed": (OKABE_ITO[3], "o"), "refuted": (OKABE_ITO[4], "s"), "undecided": ("grey", "D")}
     figure, axes = plt.subplots(figsize=(9.5, 0.27 * len(frame) + 1.4))
@@ -182,7 +185,10 @@ def verdicts(table: Table) -> Figure:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(frame)), frame.situation + ": " + frame.difference, fontsize=8)
     axes.set_ylim(len(frame) - 0.4, -0.6)
-    axes.set(xlabel="difference in accuracy (points)")
+    axes.set_xscale("symlog", linthresh=5, linscale=1)
+    axes.set_xticks([-50, -15, -5, -2.5, 0, 2.5, 5, 15, 50])
+    axes.xaxis.set_major_formatter("{x:+g}")
+    axes.set(xlabel="difference in accuracy (points)", xlim=(-80, 60))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 

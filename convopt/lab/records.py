@@ -225,7 +225,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "kernels", "provenance")},
             }
         )
-    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd"))
+    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
 
 
 def read_table(path: Path) -> list[Record]:

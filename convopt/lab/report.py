@@ -307,7 +307,7 @@ def ledger(experiments: Iterable[Experiment], records: Iterable[Record]) -> Tabl
     left = {record.run: record for record in records}
     rows = []
     for experiment in experiments:
-        own = [left.pop(run) for run in list(left) if experiment.label(run) is not None]
+        own = [left.pop(run) for run in experiment.runs() if run in left]
         if own:
             times = [seconds(record) for record in own]
             median = float(np.median(times))
