@@ -269,9 +269,9 @@ def _bench(options: argparse.Namespace) -> int:
     if options.quick:
         rows = bench.measure(["SimpleNet"], [1], "cpu", seconds=4)
     else:
-        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=20)
+        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=10)
         if torch.cuda.is_available():
-            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=20)
+            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=10)
     if options.publish:
         bench.publish(rows, workspace.project_folder() / workspace.COSTS)
     print(json.dumps(rows, indent=1) if options.json else pd.DataFrame(rows).round(2).to_string(index=False))

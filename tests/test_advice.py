@@ -18,7 +18,7 @@ SMOOTH = Advice("wrong labels", True, "06-stress-test", "ConvolutionalSGD", "SGD
 def study_in_which(treatment_gains: float, seeds: int = 10):
     """A study whose treatment arms end so many points above their controls, and take as many seconds more."""
 
-    def study(experiment):
+    def results(experiment):
         records = []
         for seed in range(seeds):
             for label, recipe, setting in experiment.arms:
@@ -28,7 +28,7 @@ def study_in_which(treatment_gains: float, seeds: int = 10):
                 records.append(Record(setting.run(recipe, "mnist", 1, seed), "finished", curves, [], None, {}))
         return Results(experiment, records)
 
-    return study
+    return lambda several: list(map(results, several))
 
 
 def judged(*pieces, gain, seeds=10):
@@ -72,7 +72,9 @@ def test_diverged_runs_leave_it_undecided():
         runs = [setting.run(recipe, "mnist", 1, 0) for _, recipe, setting in experiment.arms]
         return Results(experiment, [Record(run, "diverged", {}, [], None, {}) for run in runs])
 
-    assert advice.judge([SMOOTH], diverged, "judged").frame.verdict.tolist() == ["undecided"]
+    assert advice.judge([SMOOTH], lambda several: list(map(diverged, several)), "judged").frame.verdict.tolist() == [
+        "undecided"
+    ]
 
 
 def test_the_figure_has_a_row_for_each_piece_about_accuracy():

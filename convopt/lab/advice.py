@@ -146,13 +146,20 @@ OF_THIS_STUDY = (
 """What the study has to say of its own methods."""
 
 
-def judge(advice: Sequence[Advice], study: Callable[[Experiment], Results], name: str) -> Table:
+def judge(
+    advice: Sequence[Advice], results_of: Callable[[Sequence[Experiment]], Sequence[Results]], name: str
+) -> Table:
     """A row per piece of advice: the paired difference over seeds that it stands on, and whether that bears it out.
 
-    ``study`` gives an experiment's results; ``name`` is of the CSV file. p-values are Holm's over the rows of the same
-    experiment.
+    Args:
+        advice: the rows.
+        results_of: of several experiments, each one's results: ``Study.together`` for one.
+        name: of the CSV file.
+
+    p-values are Holm's over the rows of the same experiment.
     """
-    found = [_compare(piece, study(piece.comparison())) for piece in advice]
+    results = results_of([piece.comparison() for piece in advice])
+    found = list(map(_compare, advice, results))
     corrected = [math.nan] * len(advice)
     for experiment in {piece.experiment for piece in advice}:
         rows = [row for row, piece in enumerate(advice) if piece.experiment == experiment]

@@ -256,7 +256,7 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 
 
 def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of each function, from blocks of calls in turn, for about so long but for two rounds at least.
+    """Seconds per call of each function, from blocks of calls in turn, for about so long but for one round at least.
 
     Before that each function is called a few times: what happens every fourth or fifth step has its first time, too.
     """
@@ -265,7 +265,7 @@ def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: floa
         for _ in range(WARM_UP):
             step()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times["SGD"]) < 2:
+    while time.perf_counter() < end or not times["SGD"]:
         for label, step in steps.items():
             if device == "cuda":
                 torch.cuda.synchronize()

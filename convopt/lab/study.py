@@ -31,17 +31,27 @@ class Study:
         self._store = workspace.open_store(store)
         self.records: list[Record] = []
 
-    def __call__(self, experiment: str | Experiment) -> "Results":
-        """The results of an experiment, or of that with this name. ValueError lists the known ones.
+    def __call__(self, experiment: str) -> "Results":
+        """The results of the experiment with this name. ValueError lists the known ones."""
+        (results,) = self.together([experiments.find(experiment)])
+        return results
+
+    def together(self, several: Sequence[Experiment]) -> list["Results"]:
+        """The results of several experiments; what is missing of them is trained in one sweep.
 
         One whose seeds do not begin at 0 keeps to its own: what is tuned on them must not see those that are compared.
         """
-        if isinstance(experiment, str):
-            experiment = experiments.find(experiment)
-        runs = experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
-        results = Results(experiment, sweep.sweep(runs, self._store, self._jobs))
-        self.records += results.records
-        return results
+        runs = [
+            experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
+            for experiment in several
+        ]
+        distinct = list(dict.fromkeys(run for of_one in runs for run in of_one))
+        found = dict(zip(distinct, sweep.sweep(distinct, self._store, self._jobs), strict=True))
+        self.records += found.values()
+        return [
+            Results(experiment, [found[run] for run in of_one])
+            for experiment, of_one in zip(several, runs, strict=True)
+        ]
 
     @property
     def minutes(self) -> float:
