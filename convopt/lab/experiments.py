@@ -716,7 +716,6 @@ EXPERIMENTS = {
         ),
         Experiment(
             name="11-rivals-annealed",
-            published=False,
             title="Stress test: rivals with SNRAnnealing and without, each at its best trial's settings",
             arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE))),
         ),

@@ -365,8 +365,10 @@ def _averaged(run: Run, model: nn.Module) -> nn.Module | None:
 def state_bytes(run: Run) -> float:
     """Bytes per parameter that the run keeps from one step to the next, beside the network, after two steps.
 
-    Those of optimizer, annealing and averaging together. A momentum or a previous gradient in float32 is four.
+    Those of optimizer, annealing and averaging together. A momentum or a previous gradient in float32 is four. It is
+    measured on the digits, whatever the run's data set: those are always at hand.
     """
+    run = replace(run, dataset="digits")
     dataset = dataset_of(run)
     model = make_model(run, dataset)
     optimizer = make_optimizer(run, model, dataset.grid)
