@@ -288,7 +288,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
     train_split = training_split(run, dataset)
     if len(train_split) < run.batch_size:
         raise ValueError(f"batch_size {run.batch_size} exceeds the {len(train_split)} training pictures")
-    schedule = make_schedule(run, optimizer, run.epochs * (len(train_split) // run.batch_size))
+    # A run of no epochs has a schedule, too: torch's have a step at least.
+    schedule = make_schedule(run, optimizer, max(1, run.epochs) * (len(train_split) // run.batch_size))
     if run.gradient_noise:
         controls.add_gradient_noise(optimizer, run.gradient_noise, run.stream("noise in gradients"))
     averaged = _averaged(run, model)
