@@ -48,6 +48,7 @@ $(MATHJAX): $(READY)
 
 $(HTML): $(EXECUTED) $(PAGES) $(RECORDS) $(MATHJAX)
 	$(BIN)/jupyter-book build book --all --nitpick --warningiserror --keep-going
+	find $(@D) -name '*.map' -delete  # of the theme's scripts, for its developers
 	touch $@
 
 book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY)
