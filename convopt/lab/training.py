@@ -19,7 +19,7 @@ from convopt import SNRAnnealing, WienerAdamW, WienerSGD, optim, spatial_param_g
 from convopt.lab import controls, data, provenance, rivals
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.models import MODELS
-from convopt.lab.records import Record
+from convopt.lab.records import Record, nine_digits
 from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
 from convopt.optim._base import SmoothingOptimizer
@@ -416,9 +416,10 @@ def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str
     """The optimizer's kernels, or gains by frequency, by name as nested lists; empty for one that has neither."""
     if isinstance(optimizer, WienerOptimizer):
         learnt = optimizer.snr().parameters
-        return {f"gain of {name.removeprefix('model.')}": of_p.gain.tolist() for name, of_p in learnt.items()}
-    kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
-    return {name: kernel.tolist() for name, kernel in kernels.items()}
+        kernels = {f"gain of {name.removeprefix('model.')}": of_p.gain for name, of_p in learnt.items()}
+    else:
+        kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
+    return nine_digits({name: kernel.tolist() for name, kernel in kernels.items()})
 
 
 def _annealing_now(optimizer: torch.optim.Optimizer | OptimizersTogether, annealing: Any) -> dict[str, float]:
