@@ -47,7 +47,9 @@ $(MATHJAX): $(READY)
 	cp $(VENV)/lib/python*/site-packages/sphinx-mathjax-offline/static/mathjax/$(@F) $@
 
 $(HTML): $(EXECUTED) $(PAGES) $(RECORDS) $(MATHJAX)
+	rm -rf $(@D)/_images  # of earlier builds, under other names
 	$(BIN)/jupyter-book build book --all --nitpick --warningiserror --keep-going
+	find $(@D) -name '*.map' -delete  # of the theme's scripts, for its developers
 	touch $@
 
 book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY)

@@ -210,7 +210,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_table(records: Iterable[Record], path: Path) -> None:
-    """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON."""
+    """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON.
+
+    Kernels are kept to nine digits: they are in float32.
+    """
     rows = []
     for record in sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True)):
         data = record.to_json()
@@ -222,10 +225,20 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 "seed": record.run.seed,
                 "confirmation_accuracy": record.confirmation_accuracy,
                 **{name: record.curves.get(name) for name in CURVES},
-                **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "kernels", "provenance")},
+                **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
+                "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
+
+
+def nine_digits(nested: Any) -> Any:
+    """Lists and dicts as they are, the numbers in them rounded to what tells any two in float32 apart."""
+    if isinstance(nested, dict):
+        return {name: nine_digits(value) for name, value in nested.items()}
+    if isinstance(nested, list):
+        return list(map(nine_digits, nested))
+    return float(f"{nested:.9g}")
 
 
 def read_table(path: Path) -> list[Record]:

@@ -8,6 +8,7 @@ from convopt.lab import experiments, report, sweep, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record
 from convopt.lab.report import MEASURES, Table, by_seed, format_interval
+from convopt.lab.runs import Run
 from convopt.lab.stats import paired_difference
 
 
@@ -36,22 +37,25 @@ class Study:
         (results,) = self.together([experiments.find(experiment)])
         return results
 
+    def prepare(self, *names: str) -> None:
+        """Train what is missing of experiments that are asked for later, in one sweep: workers start but once."""
+        sweep.sweep(self._distinct([experiments.find(name) for name in names]), self._store, self._jobs)
+
     def together(self, several: Sequence[Experiment]) -> list["Results"]:
         """The results of several experiments; what is missing of them is trained in one sweep.
 
         One whose seeds do not begin at 0 keeps to its own: what is tuned on them must not see those that are compared.
         """
-        runs = [
-            experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
-            for experiment in several
-        ]
-        distinct = list(dict.fromkeys(run for of_one in runs for run in of_one))
+        distinct = self._distinct(several)
         found = dict(zip(distinct, sweep.sweep(distinct, self._store, self._jobs), strict=True))
         self.records += found.values()
-        return [
-            Results(experiment, [found[run] for run in of_one])
-            for experiment, of_one in zip(several, runs, strict=True)
-        ]
+        return [Results(experiment, [found[run] for run in self._runs(experiment)]) for experiment in several]
+
+    def _runs(self, experiment: Experiment) -> list[Run]:
+        return experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
+
+    def _distinct(self, several: Sequence[Experiment]) -> list[Run]:
+        return list(dict.fromkeys(run for experiment in several for run in self._runs(experiment)))
 
     @property
     def minutes(self) -> float:

@@ -19,7 +19,7 @@ from convopt import SNRAnnealing, WienerAdamW, WienerSGD, optim, spatial_param_g
 from convopt.lab import controls, data, provenance, rivals
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.models import MODELS
-from convopt.lab.records import Record
+from convopt.lab.records import Record, nine_digits
 from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
 from convopt.optim._base import SmoothingOptimizer
@@ -288,7 +288,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
     train_split = training_split(run, dataset)
     if len(train_split) < run.batch_size:
         raise ValueError(f"batch_size {run.batch_size} exceeds the {len(train_split)} training pictures")
-    schedule = make_schedule(run, optimizer, run.epochs * (len(train_split) // run.batch_size))
+    # A run of no epochs has a schedule, too: torch's have a step at least.
+    schedule = make_schedule(run, optimizer, max(1, run.epochs) * (len(train_split) // run.batch_size))
     if run.gradient_noise:
         controls.add_gradient_noise(optimizer, run.gradient_noise, run.stream("noise in gradients"))
     averaged = _averaged(run, model)
@@ -415,9 +416,10 @@ def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str
     """The optimizer's kernels, or gains by frequency, by name as nested lists; empty for one that has neither."""
     if isinstance(optimizer, WienerOptimizer):
         learnt = optimizer.snr().parameters
-        return {f"gain of {name.removeprefix('model.')}": of_p.gain.tolist() for name, of_p in learnt.items()}
-    kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
-    return {name: kernel.tolist() for name, kernel in kernels.items()}
+        kernels = {f"gain of {name.removeprefix('model.')}": of_p.gain for name, of_p in learnt.items()}
+    else:
+        kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
+    return nine_digits({name: kernel.tolist() for name, kernel in kernels.items()})
 
 
 def _annealing_now(optimizer: torch.optim.Optimizer | OptimizersTogether, annealing: Any) -> dict[str, float]:
