@@ -36,6 +36,16 @@ def test_trials_are_the_same_every_time_and_spread_over_the_rates(label):
     assert rates[-1] > high / third
 
 
+@pytest.mark.parametrize("label", experiments.RIVALS)
+def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_alone(label):
+    best = experiments.trials(label)[experiments.CHOSEN_TRIALS[label][0]]
+    rate = dict(best.optimizer.options)["lr"]
+    for factor, trial in zip(experiments.LOWER_RATES, experiments.lower_trials(label), strict=True):
+        lower = dict(trial.optimizer.options)["lr"]
+        assert lower == pytest.approx(factor * rate, rel=0.05)
+        assert experiments.with_options(trial, lr=rate) == best
+
+
 def test_muon_gets_the_hidden_matrices_and_adamw_the_rest():
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     together = rivals.muon(model.named_parameters(), lr=0.01)

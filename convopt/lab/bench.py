@@ -34,6 +34,9 @@ BLOCK = 20
 WARM_UP = 6
 """Steps before those that are timed."""
 
+TRAINING_ROUNDS = 3
+"""At least so many of whole training steps, whose ratios lie near 1; of steps alone, one where they take seconds."""
+
 
 class _Pictured(nn.Module):
     """A network of flattened pictures, ``(batch, 784)``, that takes them as pictures, ``(batch, 1, 28, 28)``."""
@@ -234,7 +237,7 @@ def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
     for label, touched in FLOORS.items():
         copied_numbers = size * touched // 2  # a copy reads and writes
         steps[label] = partial(target[:copied_numbers].copy_, source[:copied_numbers])
-    return _interleaved(steps, device, seconds)
+    return _interleaved(steps, device, seconds, rounds=1)
 
 
 def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[str, list[float]]:
@@ -246,7 +249,7 @@ def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[
     for label, make in OPTIMIZERS.items():
         copied = copy.deepcopy(model)
         steps[label] = partial(_train, copied, make(copied, x[:1]), x, y)
-    return _interleaved(steps, device, seconds)
+    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS)
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
@@ -255,8 +258,10 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
     optimizer.step()
 
 
-def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds per call of each function, from blocks of calls in turn, for about so long but for one round at least.
+def _interleaved(
+    steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds per call of each function, from blocks of calls in turn, for about so long but so many rounds at least.
 
     Before that each function is called a few times: what happens every fourth or fifth step has its first time, too.
     """
@@ -265,7 +270,7 @@ def _interleaved(steps: dict[str, Callable[[], Any]], device: str, seconds: floa
         for _ in range(WARM_UP):
             step()
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not times["SGD"]:
+    while time.perf_counter() < end or len(times["SGD"]) < rounds:
         for label, step in steps.items():
             if device == "cuda":
                 torch.cuda.synchronize()

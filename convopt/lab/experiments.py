@@ -609,17 +609,17 @@ for label in ANNEALABLE:
     RIVALS.setdefault(f"{label} + SNRAnnealing", replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe)))
 
 TRIALS = 6
-"""Trials of each rival in its random search."""
+"""First trials of each rival, a random search."""
 
 LOWER_RATES = (1 / 2, 1 / 4, 1 / 8)
-"""Factors on the rate of the best of these in further trials: for most rivals it was the lowest rate of all."""
+"""Further trials: factors on the learning rate of the best of the first, for most rivals the lowest one drawn."""
 
 TUNING_SEED = 10
 """The first that no published comparison uses."""
 
 
 def trials(label: str) -> list[Recipe]:
-    """The rival's trials: a Latin hypercube, so that the draw of learning rates is equally even for all rivals."""
+    """The rival's first trials: a Latin hypercube, so that learning rates are drawn equally evenly for all rivals."""
     rival = RIVALS[label]
     sampler = qmc.LatinHypercube(d=1 + len(rival.options), rng=zlib.crc32(label.encode()))
     low, high = (math.log(rate) for rate in rival.rates)
@@ -669,7 +669,7 @@ CHOSEN_TRIALS: dict[str, tuple[int, float]] = {
     "Schedule-free AdamW + SNRAnnealing": (5, 1.0),
     "ConvolutionalSGD + SNRAnnealing": (0, 1.0),
 }
-"""Which of its first trials is best on the validation pictures, and which of the factors on its rate, by rival."""
+"""By rival: which of its first trials is best on the validation pictures, and which factor on that one's rate."""
 
 
 def lower_trials(label: str) -> list[Recipe]:
