@@ -153,13 +153,15 @@ class WienerOptimizer(Optimizer, ABC):
             self._init_group(group, first)
         compares, remembers = self._turn()
         self._check_second_estimate(params_of_groups, compares)
-        if compares or remembers:
-            self._learn(params_of_groups, compares, remembers)
+        filtered = self._learn(params_of_groups, compares, remembers) if compares or remembers else {}
         factor = self._factor() if self.defaults["snr_annealing"] else None
         for group, params in zip(self.param_groups, params_of_groups, strict=True):
             self._forget(group)
             if params:
-                directions = [grad_of(p) if group["grid"] is None else self._smooth(group, p) for p in params]
+                directions = [
+                    grad_of(p) if group["grid"] is None else filtered[p] if p in filtered else self._smooth(group, p)
+                    for p in params
+                ]
                 if group["fused"]:
                     directions = [_laid_out_as(p, d) for p, d in zip(params, directions, strict=True)]
                 self._update(group, params, directions, _scaled(group["lr"], factor, params[0].device))
@@ -295,8 +297,12 @@ class WienerOptimizer(Optimizer, ABC):
                 'second_estimate="half batches" needs mark_half() between the backward passes of the two halves'
             )
 
-    def _learn(self, params_of_groups: list[list[Tensor]], compares: bool, remembers: bool) -> None:
-        """What the gradients say of signal and noise goes into the statistics."""
+    def _learn(self, params_of_groups: list[list[Tensor]], compares: bool, remembers: bool) -> dict[Tensor, Tensor]:
+        """What the gradients say of signal and noise goes into the statistics; returns those that could be filtered.
+
+        They are filtered at once, while their spectra are at hand.
+        """
+        filtered: dict[Tensor, Tensor] = {}
         seen: list[Tensor] = []
         off_grid: list[Tensor] = []
         for group, params in zip(self.param_groups, params_of_groups, strict=True):
@@ -309,6 +315,7 @@ class WienerOptimizer(Optimizer, ABC):
                     seen.append(self._learn_coherence(group, p, spectrum))
                 if remembers:
                     self._remember(p, spectrum)
+                filtered[p] = self._smooth(group, p, spectrum)
         if self.defaults["snr_annealing"]:
             known = [p for p in off_grid if "second_estimate" in self.state[p]]
             if compares and known:
@@ -319,6 +326,7 @@ class WienerOptimizer(Optimizer, ABC):
                     self._remember(p, grad_of(p))
             if seen:
                 self._learn_agreement(seen)
+        return filtered
 
     def _learn_coherence(self, group: dict[str, Any], p: Tensor, spectrum: Tensor) -> Tensor:
         """Takes a comparison into the parameter's statistics and returns its sum over all frequencies."""
@@ -357,8 +365,8 @@ class WienerOptimizer(Optimizer, ABC):
         gradient = at_least_float32(grad_of(p))
         return fields_to_spectrum(gradient, self._bands(group, gradient).bases)
 
-    def _smooth(self, group: dict[str, Any], p: Tensor) -> Tensor:
-        """The gradient after the filter."""
+    def _smooth(self, group: dict[str, Any], p: Tensor, spectrum: Tensor | None = None) -> Tensor:
+        """The gradient after the filter; its ``spectrum``, where it is at hand, is used up."""
         gradient = at_least_float32(grad_of(p))
         if torch.compiler.is_compiling():
             bases, response = self._make_filter(group, p, gradient)
@@ -366,7 +374,11 @@ class WienerOptimizer(Optimizer, ABC):
             if p not in self._known_filters:
                 self._known_filters[p] = self._make_filter(group, p, gradient)
             bases, response = self._known_filters[p]
-        spectrum = fields_to_spectrum(gradient, bases)
+        if spectrum is None:
+            spectrum = fields_to_spectrum(gradient, bases)
+        else:
+            by_axis = spectrum.view(*[basis.shape[1] for basis in bases], -1)
+            spectrum = by_axis[tuple(slice(len(basis)) for basis in bases)].reshape(len(response), -1)
         spectrum *= response
         return spectrum_to_fields(spectrum, bases).to(p.dtype).view(p.shape)
 
