@@ -8,6 +8,8 @@ from optimizers import batches, convolutional_model, train
 from torch.nn import Parameter
 
 from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD, LocalLossConvSGD
+from convopt.optim import laplacian
+from convopt.theory import smoothing
 
 IDENTITIES = {
     "ConvolutionalSGD": lambda params, **options: ConvolutionalSGD(params, kernel_init="identity", **options),
@@ -35,6 +37,26 @@ def test_it_steps_as_torch_s_sgd(name, options):
             train(model, optimizer, [(x, y)], with_loss=False)
     for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [ConvolutionalSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_large_parameters_step_piece_by_piece_as_they_would_at_once(make, options, monkeypatch):
+    def trained() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(30, 20), (300,), (9, 8, 3, 3), (4, 6, 6, 7), (8, 9, 5)]
+        params = [Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        optimizer = make(params, lr=0.01, **options)
+        for step in range(7):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator)
+            optimizer.step(loss=1.0 - 0.1 * step)
+        return params
+
+    whole = trained()
+    monkeypatch.setattr(smoothing, "PIECE", 50)
+    monkeypatch.setattr(laplacian, "PIECE", 50)
+    torch.testing.assert_close(trained(), whole)
 
 
 @pytest.mark.parametrize("make", [ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD])

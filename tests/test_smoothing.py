@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.theory import kernels, smoothing
-from convopt.theory.smoothing import LineShifts, PictureShifts, shift_statistics, smooth, smoothing_matrix
+from convopt.theory.smoothing import (
+    LineShifts,
+    PictureShifts,
+    ShiftsInPieces,
+    shift_statistics,
+    smooth,
+    smoothing_matrix,
+)
 
 SIZES = st.sampled_from([1, 3, 5, 7])
 BOUNDARIES = st.sampled_from(get_args(smoothing.Boundary))
@@ -118,6 +125,20 @@ def test_correlate_is_the_adjoint_of_smooth(size, way, seed):
         others = [tensor(*field.shape, seed=seed + 3) for field in smoothed]
         inner = sum((other * field).sum() for other, field in zip(others, smoothed, strict=True))
         torch.testing.assert_close(inner, (shifts.correlate(others) * kernel).sum())
+
+
+@given(SIZES, st.sampled_from([(40,), (23, 7), (7, 30)]), st.integers(1, 3), st.integers(1, 60), st.integers(0, 1000))
+def test_a_large_gradient_in_pieces_is_smoothed_and_correlated_as_a_whole(size, shape, step, piece, seed):
+    gradient, other = (tensor(*shape[:-1], shape[-1] * step, seed=seed + i) for i in range(2))
+    kernel = tensor(size ** len(shape), seed=seed)
+    whole = LineShifts([gradient], size) if len(shape) == 1 else PictureShifts([gradient], size, step=step)
+    with computed({"PIECE": piece}):
+        pieces = ShiftsInPieces(gradient, size, step)
+        torch.testing.assert_close(pieces.smooth(kernel), whole.smooth(kernel))
+        torch.testing.assert_close(pieces.correlate([other]), whole.correlate([other]))
+        places = [place for place, _ in pieces.smooth_pieces(kernel)]
+    assert [place.start for place in places] == [0, *(place.stop for place in places[:-1])]
+    assert len(places) > 1 or piece >= gradient.numel() // 2 or len(gradient) < 2 * size
 
 
 @given(SIZES, st.sampled_from([(13,), (9, 7), (2, 3, 8, 9)]), BOUNDARIES, st.integers(0, 1000))

@@ -16,6 +16,8 @@ from convopt.theory.spectrum import apply_gain, kernel_gain
 class _RawDirection(SmoothingOptimizer):
     """Steps as long as the smoothed gradient's, parameter by parameter, but along the gradient itself."""
 
+    _elementwise = False
+
     def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
         grads = [p.grad for p in params]
         super()._descend(group, params, _with_lengths_of(grads, directions))
@@ -31,6 +33,8 @@ class RawDirectionSGDv2(_RawDirection, ConvolutionalSGDv2):
 
 class RawLengthSGD(ConvolutionalSGD):
     """ConvolutionalSGD at the effective step of SGD: along the smoothed gradient, as long as the gradient."""
+
+    _elementwise = False
 
     def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
         grads = [p.grad for p in params]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from convopt.theory.kernel_loss import KernelLoss
 from convopt.theory.kernels import NAMED_KERNELS, check_size
-from convopt.theory.smoothing import LineShifts, at_least_float32
+from convopt.theory.smoothing import LineShifts, ShiftsInPieces, at_least_float32, goes_in_pieces
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ class SmoothingOptimizer(Optimizer, ABC):
 
     _float32_state: tuple[str, ...] = ()
     _shared_kernels: tuple[str, ...] = ()
+    _elementwise = True
+    """Whether ``_descend`` looks at each element by itself, so that a parameter can pass through it in pieces."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Checkpoints and pickles from before an option existed get its default."""
@@ -117,27 +119,48 @@ class SmoothingOptimizer(Optimizer, ABC):
 
     def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
         """One step of SGD along ``directions``, which may be the gradients themselves, as torch.optim.SGD does it."""
-        directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
-        if group["maximize"]:
-            directions = list(torch._foreach_neg(directions))
-        if group["weight_decay"]:
-            directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
-        if group["momentum"]:
-            for p in params:
-                if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            buffers = [self.state[p]["momentum_buffer"] for p in params]
-            torch._foreach_mul_(buffers, group["momentum"])
-            torch._foreach_add_(buffers, directions)
-            if group["nesterov"]:
-                directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
-            else:
-                directions = buffers
-        lr = group["lr"]
-        if isinstance(lr, Tensor):
-            torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
+        if params:
+            buffers = [self._momentum_buffer(p) for p in params] if group["momentum"] else []
+            descend(group, params, directions, buffers)
+
+    def _momentum_buffer(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+    def _goes_in_pieces(self, p: Tensor) -> bool:
+        tensors = p, grad_of(p), self.state[p].get("momentum_buffer", p)
+        return self._elementwise and all(goes_in_pieces(tensor) for tensor in tensors)
+
+    def _descend_in_pieces(self, group: dict[str, Any], p: Tensor, shifts: ShiftsInPieces, kernel: Tensor) -> None:
+        """Smooth the gradient of ``p`` and update ``p`` piece by piece, without another tensor as large."""
+        shape = shifts.gradient.shape
+        buffers = [self._momentum_buffer(p).view(shape)] if group["momentum"] else []
+        for place, direction in shifts.smooth_pieces(kernel):
+            descend(group, [p.view(shape)[place]], [direction], [buffer[place] for buffer in buffers])
+
+
+def descend(group: dict[str, Any], params: list[Tensor], directions: list[Tensor], buffers: list[Tensor]) -> None:
+    """One step of SGD along ``directions``; ``buffers`` are those of the momentum, empty without one."""
+    directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
+    if group["maximize"]:
+        directions = list(torch._foreach_neg(directions))
+    if group["weight_decay"]:
+        directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
+    if group["momentum"]:
+        torch._foreach_mul_(buffers, group["momentum"])
+        torch._foreach_add_(buffers, directions)
+        if group["nesterov"]:
+            directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
         else:
-            torch._foreach_add_(params, directions, alpha=-lr)
+            directions = buffers
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
+    else:
+        torch._foreach_add_(params, directions, alpha=-lr)
 
 
 def is_at_rest(lr: float | Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from convopt.optim._base import SmoothingOptimizer, check_number, grad_of, initial_kernel, smooth_flattened
+from convopt.theory.smoothing import ShiftsInPieces
 
 
 class ConvolutionalSGD(SmoothingOptimizer):
@@ -95,7 +96,13 @@ class ConvolutionalSGD(SmoothingOptimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         kernel = group["kernel"]
-        self._descend(group, params, smooth_flattened([grad_of(p) for p in params], group["kernel_size"], kernel))
+        whole = []
+        for p in params:
+            if self._goes_in_pieces(p):
+                self._descend_in_pieces(group, p, ShiftsInPieces(grad_of(p).view(-1), len(kernel)), kernel)
+            else:
+                whole.append(p)
+        self._descend(group, whole, smooth_flattened([grad_of(p) for p in whole], len(kernel), kernel))
         if loss is not None:
             previous = group["previous_loss"]
             improved = loss > previous if group["maximize"] else loss < previous

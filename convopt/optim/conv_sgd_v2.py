@@ -18,7 +18,7 @@ from convopt.optim._base import (
     together,
 )
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
-from convopt.theory.smoothing import BLOCK, LineShifts, PictureShifts, Shifts, at_least_float32
+from convopt.theory.smoothing import BLOCK, LineShifts, PictureShifts, Shifts, ShiftsInPieces, at_least_float32
 from convopt.theory.snr import ema_powers
 
 
@@ -125,11 +125,15 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
             self._update_signals(group, list(layouts))
         directions = {p: grad_of(p) for p in params}
         if resting or group["steps"] % group["kernel_update_every"]:
+            for p, layout in list(layouts.items()):
+                if pieces := self._pieces(group, p, layout):
+                    self._descend_in_pieces(group, p, pieces, _kernel(group, _logits_name(layout)))
+                    del layouts[p], directions[p]
             directions.update(_smooth(group, layouts))
         else:
             for p, layout in layouts.items():
                 directions[p] = self._smooth_and_adapt(group, p, layout)
-        self._descend(group, params, list(directions.values()))
+        self._descend(group, list(directions), list(directions.values()))
 
     def _init_signals(self, params: list[Tensor]) -> None:
         """Also at rest: of the state, a distributed checkpoint loads only what a step for show has made."""
@@ -149,13 +153,28 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""
         name = _logits_name(layout)
         kernel = _kernel(group, name)
-        shifts = _shifts(grad_of(p), layout, group["kernel_size"])
+        shifts = self._shifts(group, p, layout)
         (smoothed,) = shifts.smooth(kernel)
         references = self._references(p, layout, smoothed.dtype)
         derivative = three_part_loss_derivative(smoothed, *references, group["loss_weights"])
         gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
         group[name] = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
         return smoothed.view(p.shape)
+
+    def _shifts(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Shifts:
+        """Those of the gradient of ``p``."""
+        if pieces := self._pieces(group, p, layout):
+            return pieces
+        folded = _fold(grad_of(p), layout)
+        if layout == "flat":
+            return LineShifts([folded], group["kernel_size"])
+        return PictureShifts([folded], group["kernel_size"], step=_step(p.shape, layout))
+
+    def _pieces(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> ShiftsInPieces | None:
+        """Those of a large gradient that the kernel sees as a line or as one picture, interleaved or not."""
+        if not self._goes_in_pieces(p) or (layout == "matrix" and p.ndim == 4):
+            return None
+        return ShiftsInPieces(_fold(grad_of(p), layout), group["kernel_size"], _step(p.shape, layout))
 
     def _references(self, p: Tensor, layout: "Layout", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """What the loss compares the smoothed gradient with: the gradient itself and its moving average."""
@@ -175,7 +194,7 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
                     layout = _layout(p.shape, group["kernel_size"])
                     assert layout is not None
                     kernel = _kernel(group, _logits_name(layout))
-                    (smoothed,) = _shifts(grad_of(p), layout, group["kernel_size"]).smooth(kernel)
+                    (smoothed,) = self._shifts(group, p, layout).smooth(kernel)
                     grad, signal = self._references(p, layout, smoothed.dtype)
                     losses.append(three_part_loss(smoothed, grad, signal, group["loss_weights"]))
                     powers.append(ema_powers(signal, grad))
@@ -216,13 +235,6 @@ def _logits_name(layout: Layout) -> str:
 
 def _kernel(group: dict[str, Any], name: str) -> Tensor:
     return torch.softmax(group[name], 0)
-
-
-def _shifts(grad: Tensor, layout: Layout, size: int) -> Shifts:
-    folded = _fold(grad, layout)
-    if layout == "flat":
-        return LineShifts([folded], size)
-    return PictureShifts([folded], size, step=_step(grad.shape, layout))
 
 
 def _smooth(group: dict[str, Any], layouts: dict[Tensor, Layout]) -> dict[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convopt.optim._base import SmoothingOptimizer, grad_of
 from convopt.theory.kernels import decay_ratio
-from convopt.theory.smoothing import at_least_float32
+from convopt.theory.smoothing import PIECE, at_least_float32, goes_in_pieces
 
 
 class LaplacianSmoothingSGD(SmoothingOptimizer):
@@ -84,8 +84,13 @@ def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
     doublings = max(1, math.ceil(math.log2(math.log(torch.finfo(flat.dtype).eps / 4) / math.log(ratio))))
     reach = 2**doublings - 1
     around = flat.repeat(math.ceil(reach / len(flat)))
-    smoothed = torch.cat([around[-reach:], flat, around[:reach]])
-    for shift in (2**i for i in range(doublings)):
-        smoothed = torch.add(smoothed[shift:], smoothed[:-shift], alpha=ratio**shift)
-        smoothed = torch.add(smoothed[:-shift], smoothed[shift:], alpha=ratio**shift)
-    return smoothed.mul_((1 - ratio) ** 2).view(gradient.shape)
+    rest = torch.cat([around[-reach:], flat, around[:reach]])
+    pieces = []
+    while len(rest) > 2 * reach:
+        piece = rest[: PIECE + 2 * reach] if goes_in_pieces(rest) else rest
+        rest = rest[len(piece) - 2 * reach :]
+        for shift in (2**i for i in range(doublings)):
+            piece = torch.add(piece[shift:], piece[:-shift], alpha=ratio**shift)
+            piece = torch.add(piece[:-shift], piece[shift:], alpha=ratio**shift)
+        pieces.append(piece.mul_((1 - ratio) ** 2))
+    return torch.cat(pieces).view(gradient.shape) if len(pieces) > 1 else pieces[0].view(gradient.shape)

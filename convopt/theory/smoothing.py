@@ -10,9 +10,9 @@ centre ``c``. For the symmetric kernels that smoothing is about, it makes no dif
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -28,6 +28,9 @@ SHORT = 2**12
 
 BLOCK = 2**17
 """Elements of a longer vector that one core smooths at a time: from tap to tap, they stay in its cache."""
+
+PIECE = 2**19
+"""Elements of a large gradient to smooth at a time, so that what is done with them finds them in the cache."""
 
 CACHE = 2**19
 """Elements, 2 MiB of float32: up to here copies of pictures are cheaper than views, because they stay in the cache."""
@@ -235,6 +238,70 @@ class PictureShifts(Shifts):
             places.append(stack.view(shape))
             start += count * height * row
         return places
+
+
+class ShiftsInPieces(Shifts):
+    """Shifts of one large gradient, reflected at its ends, a piece at a time, so that each stays in the core's cache.
+
+    Args:
+        gradient: ``(N,)``, shifted along its axis, or one picture ``(H, W step)``, shifted along both.
+        size: taps along each axis, odd and at most the length of each.
+        step: as in :class:`PictureShifts`.
+    """
+
+    def __init__(self, gradient: Tensor, size: int, step: int = 1):
+        self.gradient = gradient
+        self._size, self._step = size, step
+
+    def smooth(self, kernel: Tensor) -> list[Tensor]:
+        """``W * g``, in the gradient's shape and in float32 (float64 where it is float64)."""
+        smoothed = torch.empty_like(self.gradient, dtype=at_least_float32(self.gradient[:0]).dtype)
+        for place, piece in self.smooth_pieces(kernel):
+            smoothed[place] = piece
+        return [smoothed]
+
+    def smooth_pieces(self, kernel: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Which elements, or which rows, and these smoothed, one piece after the other."""
+        for place, seen, kept in self._pieces():
+            inside = len(seen) == place.stop - place.start + self._size - 1
+            if inside and seen.ndim == 1:
+                line = at_least_float32(seen)
+                smoothed = torch.empty_like(line[kept])
+                _weigh(_views(line, self._size), kernel.to(line.dtype), out=smoothed)
+            else:
+                smoothed = self._shifts_of(seen).smooth(kernel)[0][kept]
+            yield place, smoothed
+
+    def correlate(self, others: Sequence[Tensor]) -> Tensor:
+        """``<other, shift_i g>`` for each tap ``i``, a vector."""
+        (other,), parts = others, []
+        for place, seen, kept in self._pieces():
+            spread = torch.zeros_like(seen, dtype=other.dtype)
+            spread[kept] = other[place]
+            parts.append(self._shifts_of(seen).correlate([spread]))
+        return torch.stack(parts).sum(0)
+
+    def _pieces(self) -> Iterator[tuple[slice, Tensor, slice]]:
+        """Of each piece the place, the piece with the neighbours that a kernel sees, and where it stands among these.
+
+        What a kernel sees of the neighbours' other sides is not kept.
+        """
+        length, reach = len(self.gradient), self._size // 2
+        count = max(1, min(-(-self.gradient.numel() // PIECE), length // self._size))
+        for start, end in pairwise(length * i // count for i in range(count + 1)):
+            first, last = max(start - reach, 0), min(end + reach, length)
+            yield slice(start, end), self.gradient[first:last], slice(start - first, end - first)
+
+    def _shifts_of(self, seen: Tensor) -> Shifts:
+        if seen.ndim == 1:
+            return LineShifts([seen], self._size)
+        return PictureShifts([seen], self._size, step=self._step)
+
+
+def goes_in_pieces(tensor: Tensor) -> bool:
+    """Whether a tensor is so large, and lies so, that going through it piece by piece in the core's cache pays."""
+    on_cpu = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return on_cpu and tensor.numel() > PIECE and tensor.is_contiguous()
 
 
 def product_of_rows(first: Tensor, second: Tensor) -> Tensor:
