@@ -29,7 +29,7 @@ from convopt.lab.vision import torchvision
 from convopt.optim.wiener import WienerOptimizer
 
 BLOCK = 20
-"""Steps timed together: a whole number of rounds for what happens every fourth or fifth step."""
+"""Steps of which the mean is one time: a whole number of turns for what happens every fourth or fifth step."""
 
 WARM_UP = 6
 """Steps before those that are timed."""
@@ -237,7 +237,7 @@ def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
     for label, touched in FLOORS.items():
         copied_numbers = size * touched // 2  # a copy reads and writes
         steps[label] = partial(target[:copied_numbers].copy_, source[:copied_numbers])
-    return _interleaved(steps, device, seconds, rounds=1)
+    return _interleaved(steps, device, seconds, rounds=1, in_a_row=BLOCK)
 
 
 def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[str, list[float]]:
@@ -249,7 +249,7 @@ def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[
     for label, make in OPTIMIZERS.items():
         copied = copy.deepcopy(model)
         steps[label] = partial(_train, copied, make(copied, x[:1]), x, y)
-    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS)
+    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS, in_a_row=4)
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
@@ -259,11 +259,12 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 
 
 def _interleaved(
-    steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int
+    steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int, in_a_row: int
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function, from blocks of calls in turn, for about so long but so many rounds at least.
+    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row`` before another's turn.
 
-    Before that each function is called a few times: what happens every fourth or fifth step has its first time, too.
+    For about so many seconds, but so many rounds at least. Before that each function is called a few times: what
+    happens every fourth or fifth step has its first time, too.
     """
     times: dict[str, list[float]] = {label: [] for label in steps}
     for step in steps.values():
@@ -271,15 +272,19 @@ def _interleaved(
             step()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["SGD"]) < rounds:
-        for label, step in steps.items():
-            if device == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(BLOCK):
-                step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            times[label].append((time.perf_counter() - start) / BLOCK)
+        spent = dict.fromkeys(steps, 0.0)
+        for _ in range(BLOCK // in_a_row):
+            for label, step in steps.items():
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(in_a_row):
+                    step()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                spent[label] += time.perf_counter() - start
+        for label in steps:
+            times[label].append(spent[label] / BLOCK)
     return times
 
 

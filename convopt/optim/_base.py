@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from convopt.theory.kernel_loss import KernelLoss
 from convopt.theory.kernels import NAMED_KERNELS, check_size
-from convopt.theory.smoothing import LineShifts, ShiftsInPieces, at_least_float32, goes_in_pieces
+from convopt.theory.smoothing import LineShifts, at_least_float32, goes_in_pieces
 
 T = TypeVar("T")
 
@@ -134,11 +134,12 @@ class SmoothingOptimizer(Optimizer, ABC):
         tensors = p, grad_of(p), self.state[p].get("momentum_buffer", p)
         return self._elementwise and all(goes_in_pieces(tensor) for tensor in tensors)
 
-    def _descend_in_pieces(self, group: dict[str, Any], p: Tensor, shifts: ShiftsInPieces, kernel: Tensor) -> None:
-        """Smooth the gradient of ``p`` and update ``p`` piece by piece, without another tensor as large."""
-        shape = shifts.gradient.shape
+    def _descend_in_pieces(
+        self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...], directions: Iterable[tuple[slice, Tensor]]
+    ) -> None:
+        """One step of SGD for some rows after the other of ``p``, seen as ``shape``: no tensor as large is needed."""
         buffers = [self._momentum_buffer(p).view(shape)] if group["momentum"] else []
-        for place, direction in shifts.smooth_pieces(kernel):
+        for place, direction in directions:
             descend(group, [p.view(shape)[place]], [direction], [buffer[place] for buffer in buffers])
 
 

@@ -99,7 +99,8 @@ class ConvolutionalSGD(SmoothingOptimizer):
         whole = []
         for p in params:
             if self._goes_in_pieces(p):
-                self._descend_in_pieces(group, p, ShiftsInPieces(grad_of(p).view(-1), len(kernel)), kernel)
+                shifts = ShiftsInPieces(grad_of(p).view(-1), len(kernel))
+                self._descend_in_pieces(group, p, (-1,), shifts.smooth_pieces(kernel))
             else:
                 whole.append(p)
         self._descend(group, whole, smooth_flattened([grad_of(p) for p in whole], len(kernel), kernel))

@@ -127,7 +127,8 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         if resting or group["steps"] % group["kernel_update_every"]:
             for p, layout in list(layouts.items()):
                 if pieces := self._pieces(group, p, layout):
-                    self._descend_in_pieces(group, p, pieces, _kernel(group, _logits_name(layout)))
+                    smoothed = pieces.smooth_pieces(_kernel(group, _logits_name(layout)))
+                    self._descend_in_pieces(group, p, pieces.gradient.shape, smoothed)
                     del layouts[p], directions[p]
             directions.update(_smooth(group, layouts))
         else:
@@ -138,10 +139,11 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
     def _init_signals(self, params: list[Tensor]) -> None:
         """Also at rest: of the state, a distributed checkpoint loads only what a step for show has made."""
         for p in params:
-            if "signal" not in self.state[p]:
-                self.state[p]["signal"] = at_least_float32(grad_of(p)).clone(memory_format=torch.preserve_format)
-            # It may have come with a checkpoint in another precision.
-            self.state[p]["signal"] = self.state[p]["signal"].to(at_least_float32(grad_of(p)).dtype)
+            grad, state = at_least_float32(grad_of(p)), self.state[p]
+            if "signal" not in state:
+                state["signal"] = grad.clone(memory_format=torch.preserve_format)
+            elif state["signal"].dtype != grad.dtype:  # it came with a checkpoint in another precision
+                state["signal"] = state["signal"].to(grad.dtype)
 
     def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
         if params:

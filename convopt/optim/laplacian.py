@@ -1,6 +1,7 @@
 """LaplacianSmoothingSGD: a fixed kernel without end."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from convopt.optim._base import SmoothingOptimizer, grad_of
 from convopt.theory.kernels import decay_ratio
-from convopt.theory.smoothing import PIECE, at_least_float32, goes_in_pieces
+from convopt.theory.smoothing import PIECE, at_least_float32
 
 
 class LaplacianSmoothingSGD(SmoothingOptimizer):
@@ -66,7 +67,14 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
         return {}
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        self._descend(group, params, [smooth_on_ring(grad_of(p), group["sigma"]) for p in params])
+        whole = []
+        for p in params:
+            if self._goes_in_pieces(p):
+                line = at_least_float32(grad_of(p).view(-1))
+                self._descend_in_pieces(group, p, (-1,), _smooth_pieces_of_ring(line, group["sigma"], PIECE))
+            else:
+                whole.append(p)
+        self._descend(group, whole, [smooth_on_ring(grad_of(p), group["sigma"]) for p in whole])
 
 
 def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
@@ -80,17 +88,27 @@ def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
     flat = at_least_float32(gradient).reshape(-1)
     if not flat.numel():
         return flat.view(gradient.shape)
+    ((_, smoothed),) = _smooth_pieces_of_ring(flat, sigma, len(flat))
+    return smoothed.view(gradient.shape)
+
+
+def _smooth_pieces_of_ring(flat: Tensor, sigma: float, length: int) -> Iterator[tuple[slice, Tensor]]:
+    """:func:`smooth_on_ring` of a vector, so many elements at a time: which, and these smoothed."""
     ratio = decay_ratio(sigma)
     doublings = max(1, math.ceil(math.log2(math.log(torch.finfo(flat.dtype).eps / 4) / math.log(ratio))))
     reach = 2**doublings - 1
-    around = flat.repeat(math.ceil(reach / len(flat)))
-    rest = torch.cat([around[-reach:], flat, around[:reach]])
-    pieces = []
-    while len(rest) > 2 * reach:
-        piece = rest[: PIECE + 2 * reach] if goes_in_pieces(rest) else rest
-        rest = rest[len(piece) - 2 * reach :]
+    for start in range(0, len(flat), length):
+        end = min(start + length, len(flat))
+        piece = _stretch_of_ring(flat, start - reach, end + reach)
         for shift in (2**i for i in range(doublings)):
             piece = torch.add(piece[shift:], piece[:-shift], alpha=ratio**shift)
             piece = torch.add(piece[:-shift], piece[shift:], alpha=ratio**shift)
-        pieces.append(piece.mul_((1 - ratio) ** 2))
-    return torch.cat(pieces).view(gradient.shape) if len(pieces) > 1 else pieces[0].view(gradient.shape)
+        yield slice(start, end), piece.mul_((1 - ratio) ** 2)
+
+
+def _stretch_of_ring(ring: Tensor, first: int, last: int) -> Tensor:
+    """The elements from ``first`` to before ``last`` of a vector that goes round and round."""
+    before, after = max(-first, 0), max(last - len(ring), 0)
+    times = math.ceil(max(before, after) / len(ring))
+    rounds = ring.repeat(times) if times > 1 else ring
+    return torch.cat([rounds[len(rounds) - before :], ring[max(first, 0) : last], rounds[:after]])

@@ -300,8 +300,8 @@ class ShiftsInPieces(Shifts):
 
 def goes_in_pieces(tensor: Tensor) -> bool:
     """Whether a tensor is so large, and lies so, that going through it piece by piece in the core's cache pays."""
-    on_cpu = tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-    return on_cpu and tensor.numel() > PIECE and tensor.is_contiguous()
+    large = tensor.numel() > PIECE and not torch.compiler.is_compiling()
+    return large and tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def product_of_rows(first: Tensor, second: Tensor) -> Tensor:
