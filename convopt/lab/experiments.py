@@ -735,7 +735,7 @@ EXPERIMENTS = {
         Experiment(
             name="11-rivals-annealed",
             title="Stress test: rivals with SNRAnnealing and without, each at its best trial's settings",
-            arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE))),
+            arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE), "WienerSGD")),
         ),
         Experiment(
             name="11-rivals-tuning",
