@@ -186,7 +186,8 @@ def test_a_slider_follows_a_finger(browser, address, name):
             box = slider.bounding_box()
             page.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
             seen.append(shown(slider))
-        assert len({picture for picture, _ in seen}) == len({value for _, value in seen}) == 3
+        places = min(3, int(slider.get_attribute("max")) + 1)  # the quick book has fewer epochs to show
+        assert len({picture for picture, _ in seen}) == len({value for _, value in seen}) == places
     context.close()
 
 
