@@ -18,6 +18,8 @@ SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py tem
 HTML := book/_build/html/index.html
 MATHJAX := book/extra/mathjax/tex-svg.js
 
+MAKEFLAGS += --jobs=2  # two notebooks at a time
+
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
