@@ -674,17 +674,18 @@ CHOSEN_TRIALS: dict[str, tuple[int, float]] = {
 
 def lower_trials(label: str) -> list[Recipe]:
     """The rival's further trials: the best of the first ones at lower rates."""
-    return [_at_lower_rate(label, factor) for factor in LOWER_RATES]
-
-
-def _at_lower_rate(label: str, factor: float) -> Recipe:
     best = trials(label)[CHOSEN_TRIALS[label][0]]
-    return with_options(best, lr=float(f"{factor * dict(best.optimizer.options)['lr']:.2g}"))
+    return [_at_lower_rate(best, factor) for factor in LOWER_RATES]
 
 
 def best_trial(label: str) -> Recipe:
     """The rival at the best of all its trials."""
-    return _at_lower_rate(label, CHOSEN_TRIALS[label][1])
+    place, factor = CHOSEN_TRIALS[label]
+    return _at_lower_rate(trials(label)[place], factor)
+
+
+def _at_lower_rate(recipe: Recipe, factor: float) -> Recipe:
+    return with_options(recipe, lr=float(f"{factor * dict(recipe.optimizer.options)['lr']:.2g}"))
 
 
 def _at_best_trial(labels: Iterable[str]) -> tuple[tuple[str, Recipe, Setting], ...]:
