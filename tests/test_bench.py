@@ -55,6 +55,7 @@ def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_pa
 
 @pytest.mark.slow
 def test_compiled_steps_are_measured_beside_the_others(monkeypatch):
+    assert {"ConvolutionalSGD, compiled", "ConvolutionalSGDv2, compiled"} <= bench._makers("10 M", "cpu").keys()
     monkeypatch.setitem(bench.MODELS, "10 M", bench.MODELS["0.1 M"])
     monkeypatch.setattr(bench, "COMPILED", (ConvolutionalSGD,))  # one is enough: compilation takes its time
     labels = {row["optimizer"] for row in bench.measure(["10 M"], [1], "cpu", seconds=0.1)}
