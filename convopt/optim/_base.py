@@ -134,6 +134,22 @@ class SmoothingOptimizer(Optimizer, ABC):
         tensors = p, grad_of(p), self.state[p].get("momentum_buffer", p)
         return self._elementwise and all(goes_in_pieces(tensor) for tensor in tensors)
 
+    def _descend_smoothed(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        smooth: Callable[[list[Tensor]], list[Tensor]],
+        smooth_pieces: Callable[[Tensor], Iterable[tuple[slice, Tensor]]],
+    ) -> None:
+        """One step of SGD along smoothed gradients: of large parameters flattened, piece by piece, of others whole."""
+        whole = []
+        for p in params:
+            if self._goes_in_pieces(p):
+                self._descend_in_pieces(group, p, (-1,), smooth_pieces(grad_of(p).view(-1)))
+            else:
+                whole.append(p)
+        self._descend(group, whole, smooth([grad_of(p) for p in whole]))
+
     def _descend_in_pieces(
         self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...], directions: Iterable[tuple[slice, Tensor]]
     ) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, check_number, grad_of, initial_kernel, smooth_flattened
+from convopt.optim._base import SmoothingOptimizer, check_number, initial_kernel, smooth_flattened
 from convopt.theory.smoothing import ShiftsInPieces
 
 
@@ -96,14 +96,12 @@ class ConvolutionalSGD(SmoothingOptimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         kernel = group["kernel"]
-        whole = []
-        for p in params:
-            if self._goes_in_pieces(p):
-                shifts = ShiftsInPieces(grad_of(p).view(-1), len(kernel))
-                self._descend_in_pieces(group, p, (-1,), shifts.smooth_pieces(kernel))
-            else:
-                whole.append(p)
-        self._descend(group, whole, smooth_flattened([grad_of(p) for p in whole], len(kernel), kernel))
+        self._descend_smoothed(
+            group,
+            params,
+            lambda grads: smooth_flattened(grads, len(kernel), kernel),
+            lambda line: ShiftsInPieces(line, len(kernel)).smooth_pieces(kernel),
+        )
         if loss is not None:
             previous = group["previous_loss"]
             improved = loss > previous if group["maximize"] else loss < previous

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, grad_of
+from convopt.optim._base import SmoothingOptimizer
 from convopt.theory.kernels import decay_ratio
 from convopt.theory.smoothing import PIECE, at_least_float32
 
@@ -67,14 +67,13 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
         return {}
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        whole = []
-        for p in params:
-            if self._goes_in_pieces(p):
-                line = at_least_float32(grad_of(p).view(-1))
-                self._descend_in_pieces(group, p, (-1,), _smooth_pieces_of_ring(line, group["sigma"], PIECE))
-            else:
-                whole.append(p)
-        self._descend(group, whole, [smooth_on_ring(grad_of(p), group["sigma"]) for p in whole])
+        sigma = group["sigma"]
+        self._descend_smoothed(
+            group,
+            params,
+            lambda grads: [smooth_on_ring(grad, sigma) for grad in grads],
+            lambda line: _smooth_pieces_of_ring(at_least_float32(line), sigma, PIECE),
+        )
 
 
 def smooth_on_ring(gradient: Tensor, sigma: float) -> Tensor:
