@@ -1,10 +1,12 @@
 """What a step costs, measured in one run: every optimizer in turn, again and again, so that noise strikes all alike."""
 
 import copy
+import ctypes
 import json
 import math
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -149,6 +151,7 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
         device: "cpu" or "cuda".
         seconds: how long to measure each model, roughly, for each number of threads and each kind of step.
     """
+    _keep_freed_memory()
     rows = []
     cases = [(name, count, batch) for name in models for count in threads for batch in (None, *TRAINED.get(name, ()))]
     for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
@@ -171,6 +174,19 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
                 }
             )
     return rows
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc's malloc keep freed memory, but for single tensors of 32 MiB and more.
+
+    By default it gives memory back and asks for it again, at every step or never, as what ran before has it: then
+    whatever needs temporary tensors, torch's Adam too, takes up to twice as long in one measurement as in the next.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+        libc.mallopt(m_mmap_threshold, 2**25)
 
 
 def publish(rows: list[dict[str, Any]], path: Path) -> None:
