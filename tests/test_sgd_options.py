@@ -39,7 +39,7 @@ def test_it_steps_as_torch_s_sgd(name, options):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [ConvolutionalSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD])
+@pytest.mark.parametrize("make", [ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_large_parameters_step_piece_by_piece_as_they_would_at_once(make, options, monkeypatch):
     def trained() -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ from convopt.optim._base import (
 )
 from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_of_taps, through_normalisation
 from convopt.theory.kernels import clip_to_simplex
-from convopt.theory.smoothing import LineShifts, at_least_float32, smooth
+from convopt.theory.smoothing import LineShifts, ShiftsInPieces, at_least_float32, smooth
 
 
 class LocalLossConvSGD(SmoothingOptimizer):
@@ -84,24 +84,34 @@ class LocalLossConvSGD(SmoothingOptimizer):
     def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
         directions = {p: grad_of(p) for p in params}
         long_enough = [p for p in params if p.numel() >= group["kernel_size"]]
-        for some in together(long_enough, key=lambda p: (p.device, directions[p].dtype)):
-            directions.update(zip(some, self._smooth_and_adapt(group, some), strict=True))
-        self._descend(group, params, list(directions.values()))
+        for some in together(long_enough, key=lambda p: (p.device, directions[p].dtype, self._goes_in_pieces(p))):
+            kernels, shifts = self._kernels_and_shifts(group, some)
+            if self._goes_in_pieces(some[0]):
+                for p, kernel in zip(some, kernels, strict=True):
+                    pieces = ShiftsInPieces(grad_of(p).view(-1), group["kernel_size"]).smooth_pieces(kernel)
+                    self._descend_in_pieces(group, p, (-1,), pieces)
+                    del directions[p]
+            else:
+                for p, direction in zip(some, shifts.smooth(kernels), strict=True):
+                    directions[p] = direction.view(p.shape)
+            self._adapt(group, some, kernels, shifts)
+        self._descend(group, list(directions), list(directions.values()))
 
-    def _smooth_and_adapt(self, group: dict[str, Any], params: list[Tensor]) -> list[Tensor]:
-        """Smooth each gradient with its parameter's kernel as it is, then take one step of all those kernels."""
+    def _kernels_and_shifts(self, group: dict[str, Any], params: list[Tensor]) -> tuple[Tensor, LineShifts]:
+        """The parameters' kernels, stacked, and the shifts of their flattened gradients."""
+        size = group["kernel_size"]
         for p in params:
             if "kernel" not in self.state[p]:
-                self.state[p]["kernel"] = initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1).to(
-                    p.device
-                )
-        own = [self.state[p]["kernel"] for p in params]
-        kernels = torch.stack(own)
-        shifts = LineShifts([grad_of(p).reshape(-1) for p in params], group["kernel_size"])
+                self.state[p]["kernel"] = initial_kernel(group["kernel_init"], size, ndim=1).to(p.device)
+        kernels = torch.stack([self.state[p]["kernel"] for p in params])
+        return kernels, LineShifts([grad_of(p).reshape(-1) for p in params], size)
+
+    def _adapt(self, group: dict[str, Any], params: list[Tensor], kernels: Tensor, shifts: LineShifts) -> None:
+        """Take one step of all those kernels."""
         slopes = local_loss_of_taps(kernels, shifts.statistics(), group["lambd"]).gradient
         slopes = through_normalisation(slopes.float(), kernels)
-        torch._foreach_copy_(own, clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"])).unbind())
-        return [direction.view(p.shape) for p, direction in zip(params, shifts.smooth(kernels), strict=True)]
+        adapted = clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"]))
+        torch._foreach_copy_([self.state[p]["kernel"] for p in params], adapted.unbind())
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def three_part_loss_derivative(
     y, g = smoothed, grad
     _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
     slope = 2 * closeness / y.numel()
-    derivative = torch.addcmul(y * (direction * along_smoothed + slope), g, along_grad, value=-direction)
+    derivative = (y * (direction * along_smoothed + slope)).addcmul_(g, along_grad, value=-direction)
     if closeness:
         derivative.sub_(signal, alpha=slope)
     if smoothness:
