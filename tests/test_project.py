@@ -5,6 +5,7 @@ import re
 import subprocess
 import tomllib
 
+import nbformat
 import pytest
 import yaml
 from conftest import ROOT
@@ -123,7 +124,10 @@ def test_the_readme_s_commands_to_rerun_work_as_pasted(checkout):
     assert environment.startswith("make setup && source .venv/bin/activate")  # the checkout has it
     for command in (*reruns, *sweep.splitlines()):
         checkout(command)
-    assert (checkout.folder / "out.ipynb").is_file()
+    *_, provenance = nbformat.read(checkout.folder / "out.ipynb", as_version=4).cells
+    told = provenance.outputs[0]["data"]["text/markdown"]
+    assert reruns[0] in told  # the page's own quick command, too
+    assert "records are of digits" in told
     assert (checkout.folder / "executed" / "06-stress-test.ipynb").is_file()
     assert len(list((checkout.folder / "my-runs").glob("*.json"))) == 3 * len(experiments.find("06-stress-test").arms)
 

@@ -1,9 +1,6 @@
-"""The last cell of a page says how to have it again, and what it says works."""
+"""The last cell of a page says how to have it again. That this works, test_project shows."""
 
 import re
-
-import nbformat
-import pytest
 
 from convopt.lab import experiments, provenance, training
 
@@ -33,13 +30,3 @@ def test_the_executed_notebook_can_be_downloaded_and_of_a_page_with_records_thei
     assert all("_sources/executed/06-stress-test.ipynb" in page for page in (without, with_records))
     assert "published.parquet" in with_records
     assert "published.parquet" not in without
-
-
-@pytest.mark.slow
-def test_the_quick_command_works_as_pasted(checkout):
-    _, quick = commands(provenance.page("06-stress-test", PARAMETERS).data)
-    checkout(quick)
-    *_, last = nbformat.read(checkout.folder / "out.ipynb", as_version=4).cells
-    told = last.outputs[0]["data"]["text/markdown"]
-    assert commands(told)[0] == quick
-    assert "records are of digits" in told
