@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import tomllib
 
@@ -10,12 +11,15 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from convopt import cli
 from convopt.lab import experiments, report, workspace
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED_PYTHON = PROJECT["requires-python"].removeprefix(">=")
+README = (ROOT / "README.md").read_text()
+BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)$")
 
 
@@ -56,11 +60,10 @@ def test_the_readme_shows_the_published_table():
     experiment = experiments.find("06-stress-test")
     records = {record.run: record for record in workspace.published_records()}
     rows = report.rows(experiment, [records[run] for run in experiment.runs()])
-    readme = (ROOT / "README.md").read_text()
     assert rows
     for row in rows:
         values = [str(cell) for cell in report.table(experiment, [row], report.MEASURES).text().iloc[0]]
-        assert f"| {' | '.join(values[:4])} |" in readme
+        assert f"| {' | '.join(values[:4])} |" in README
 
 
 def test_the_readme_quotes_differences_as_they_were_measured():
@@ -88,7 +91,7 @@ def test_the_readme_quotes_differences_as_they_were_measured():
         results("05-standard").where(model="IllConditionedNet").difference("WienerSGD", "Adam"),
         robust.difference("WienerSGD", "SGD", "pgd"),
     ]
-    quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", (ROOT / "README.md").read_text())
+    quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
     assert quoted == measured
 
 
@@ -116,10 +119,34 @@ def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
         exec(block, namespace)
 
 
+@pytest.mark.parametrize("command", re.findall(r"\bconvopt [^#>\n]*", "".join(BASH)))
+def test_the_program_takes_each_command_of_the_readme(command):
+    """Some would train for hours."""
+    options = cli._make_parser().parse_args(shlex.split(command)[1:])
+    if getattr(options, "experiment", None):
+        experiments.find(options.experiment)
+
+
+@pytest.mark.slow
+def test_the_readme_s_workers_for_slurm_work_as_processes_of_this_machine(checkout):
+    (block,) = (block for block in BASH if "SLURMCluster" in block)
+    script = re.search(r"cat > workers\.py.*?^END\n", block, re.DOTALL | re.MULTILINE)[0]
+    for told, here in (
+        ("dask_jobqueue import SLURMCluster", "dask_jobqueue.local import LocalCluster as SLURMCluster"),
+        ("cores=16, processes=16", "cores=1, processes=1"),
+        ("jobs=10", "jobs=2"),
+    ):
+        assert told in script
+        script = script.replace(told, here)
+    sweep = "convopt run 06-stress-test --dataset digits --seeds 1 --epochs 1 --store my-runs"
+    wait = "until [ -s address ]; do sleep 0.2; done"
+    checkout(f"{script} python workers.py > address & trap 'kill %1' EXIT; {wait}; {sweep} --scheduler $(cat address)")
+    assert len(list((checkout.folder / "my-runs").glob("*.json"))) == len(experiments.find("06-stress-test").arms)
+
+
 @pytest.mark.slow
 def test_the_readme_s_commands_to_rerun_work_as_pasted(checkout):
-    section = (ROOT / "README.md").read_text().partition("\n## Rerun it\n")[2]
-    notebook, sweep = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[:2]
+    notebook, sweep = BASH[1:3]
     environment, *reruns = notebook.splitlines()
     assert environment.startswith("make setup && source .venv/bin/activate")  # the checkout has it
     for command in (*reruns, *sweep.splitlines()):
@@ -136,7 +163,7 @@ def test_every_make_target_is_in_the_help_and_the_readme_names_real_ones():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = set(re.findall(r"^make (\S+)", shown, re.MULTILINE))
     assert {"setup", "lab", "book", "test", "clean", "help"} <= targets
-    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"`make ([a-z-]+)", README))
     assert named <= targets
 
 
