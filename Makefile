@@ -31,11 +31,10 @@ help:  ## list the commands
 
 setup: $(READY)  ## make .venv with the pinned versions
 
-# Not compiled, which takes half of the time: Python compiles what it imports when it does.
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --no-compile --constraint constraints.txt --editable '.[lab,test]'
+	$(BIN)/pip install --constraint constraints.txt --editable '.[lab,test]'
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name 'Python 3 (convopt)'
 	touch $@
 
