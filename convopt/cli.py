@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import random
 import sys
 import tempfile
@@ -21,12 +22,22 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; the exit status: 0, 1 for a failure, 2 for a bad argument, 130 when interrupted."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 for a failure, 2 for a bad argument, 130 when interrupted, and 141 when nobody reads on,
+        as with ``convopt report ... | head``.
+    """
     parser = _make_parser()
     options = parser.parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"convopt: warning: {message}\n"
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its exit
+        return 141
     except ModuleNotFoundError as error:
         return _complain(f"{error}. The experiments need more than the optimizers: pip install 'convopt[lab]'", 1)
     except (ValueError, FileNotFoundError) as error:

@@ -100,6 +100,16 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path):
     assert "convopt run 06-stress-test" in shown.stdout
 
 
+def test_it_stops_in_silence_where_nobody_reads_on():
+    reading, writing = os.pipe()
+    os.close(reading)
+    report = [sys.executable, "-m", "convopt.cli", "report", "06-stress-test"]
+    stopped = subprocess.run(report, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=240, check=False)
+    os.close(writing)
+    assert stopped.returncode == 141
+    assert stopped.stderr == ""
+
+
 def test_publish_refuses_an_incomplete_study(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "book").mkdir()
