@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from optimizers import convolutional_model
+from optimizers import OURS, convolutional_model
 from torch import nn
 from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,
@@ -29,7 +29,6 @@ from convopt import (
     WienerSGD,
     spatial_param_groups,
 )
-from convopt.lab.training import OURS
 
 NOT_TAKEN = {"dampening", "amsgrad", "capturable", "differentiable"}
 """Options of the base optimizers that none of ours has; giving one is a TypeError."""

@@ -1,10 +1,16 @@
-"""The table of optimizers that the behaviour tests run over."""
+"""The optimizers that the tests run over, a model and its data."""
 
 import pytest
 import torch
 from torch import nn
 
-from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD
+from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD, optim
+
+EXPORTED = {name: getattr(optim, name) for name in optim.__all__}
+OURS = {
+    name: each for name, each in EXPORTED.items() if isinstance(each, type) and issubclass(each, torch.optim.Optimizer)
+}
+"""All of them by name. The experiments have the same table, but the tests of the optimizers need no experiments."""
 
 OPTIMIZERS = [ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2]
 for_each_optimizer = pytest.mark.parametrize("optimizer_class", OPTIMIZERS)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import matplotlib.pyplot as plt
 import pytest
 
 from convopt.lab import advice, figures
@@ -80,5 +81,6 @@ def test_diverged_runs_leave_it_undecided():
 def test_the_figure_has_a_row_for_each_piece_about_accuracy():
     slow = dataclasses.replace(SMOOTH, use=False, measure="seconds_per_epoch")
     figure = figures.verdicts(advice.judge([SMOOTH, slow], study_in_which(2), "judged"))
+    plt.close(figure)
     (label,) = figure.axes[0].get_yticklabels()
     assert re.fullmatch("wrong labels: ConvolutionalSGD minus SGD", label.get_text())

@@ -50,11 +50,11 @@ class Training:
         self.optimizer.zero_grad()
 
     def save(self, folder: str) -> None:
-        dcp.save(self.saved(), checkpoint_id=folder, no_dist=True)
+        dcp.save(self.saved(), checkpoint_id=folder)
 
     def load(self, folder: str) -> None:
         saved = self.saved()
-        dcp.load(saved, checkpoint_id=folder, no_dist=True)
+        dcp.load(saved, checkpoint_id=folder)
         set_state_dict(self.model, self.optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
 
     def saved(self) -> dict:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from digits import torchvision
 from torch import nn
 
 from convopt import WienerSGD, spatial_param_groups
-from convopt.lab.vision import torchvision
 
 
 class Functional(nn.Module):

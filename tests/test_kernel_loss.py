@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.theory import kernel_loss
-from convopt.theory.smoothing import Boundary, LineShifts, PictureShifts, shift_statistics
+from convopt.theory._shifts import LineShifts, PictureShifts
+from convopt.theory.smoothing import Boundary, shift_statistics
 
 WEIGHTS = st.tuples(*[st.sampled_from([0.0, 0.2, 0.5, 1.0])] * 3)
 SCALES = st.sampled_from([1e-3, 1.0, 1e3])

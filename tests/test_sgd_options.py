@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LaplacianSmoothingSGD, LocalLossConvSGD
 from convopt.optim import laplacian
-from convopt.theory import smoothing
+from convopt.theory import _shifts
 
 IDENTITIES = {
     "ConvolutionalSGD": lambda params, **options: ConvolutionalSGD(params, kernel_init="identity", **options),
@@ -54,7 +54,7 @@ def test_large_parameters_step_piece_by_piece_as_they_would_at_once(make, option
         return params
 
     whole = trained()
-    monkeypatch.setattr(smoothing, "PIECE", 50)
+    monkeypatch.setattr(_shifts, "PIECE", 50)
     monkeypatch.setattr(laplacian, "PIECE", 50)
     torch.testing.assert_close(trained(), whole)
 
@@ -78,7 +78,7 @@ def test_maximising_is_minimising_the_negative(make):
         for step in range(12):
             p.grad = sign * torch.randn(9, 12, generator=torch.Generator().manual_seed(step))
             optimizer.step(loss=sign * (step % 5))
-        outcomes.append((p.detach(), optimizer.kernels()))
+        outcomes.append((p.detach(), optimizer.kernels() if hasattr(optimizer, "kernels") else {}))
     (up, kernels_up), (down, kernels_down) = outcomes
     torch.testing.assert_close(up, down)
     for name, kernel in kernels_up.items():

@@ -10,15 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convopt.theory import kernels, smoothing
-from convopt.theory.smoothing import (
-    LineShifts,
-    PictureShifts,
-    ShiftsInPieces,
-    shift_statistics,
-    smooth,
-    smoothing_matrix,
-)
+from convopt.theory import _shifts, kernels, smoothing
+from convopt.theory._shifts import LineShifts, PictureShifts, ShiftsInPieces
+from convopt.theory.smoothing import shift_statistics, smooth, smoothing_matrix
 
 SIZES = st.sampled_from([1, 3, 5, 7])
 BOUNDARIES = st.sampled_from(get_args(smoothing.Boundary))
@@ -30,7 +24,7 @@ WAYS = st.sampled_from([{"CACHE": 0, "SHORT": 0}, {"CACHE": 0, "SHORT": 0, "BLOC
 def computed(thresholds: dict[str, int]):
     with pytest.MonkeyPatch.context() as patch:
         for name, elements in thresholds.items():
-            patch.setattr(smoothing, name, elements)
+            patch.setattr(_shifts, name, elements)
         yield
 
 

@@ -5,12 +5,11 @@ from functools import lru_cache
 import pytest
 import torch
 import twins
-from optimizers import batches, convolutional_model
+from optimizers import OURS, batches, convolutional_model
 from torch import nn
 
 import convopt
 from convopt import spatial_param_groups
-from convopt.lab.training import OURS
 
 
 @lru_cache(maxsize=1)

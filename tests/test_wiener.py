@@ -101,7 +101,7 @@ class TestTheBaseOptimizer:
         train(BASES[name](plain), plain, grads)
         assert not torch.allclose(ours[0], plain[0], rtol=1e-2)
 
-    def test_its_annealing_is_that_of_snr_annealing_one_step_earlier(self, name):
+    def test_its_annealing_is_that_of_snr_annealing(self, name):
         grads = gradients(60)
         ours, theirs = new_params(), new_params()
         optimizer = make(name, ours, annealing_ema=0.9)
@@ -341,16 +341,17 @@ class TestUnusualSteps:
         assert torch.equal(p, torch.ones(7))
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_other_precisions_keep_their_statistics_in_float32(self, name, dtype):
+    def test_statistics_are_at_least_float32(self, name, dtype):
         params = new_params(dtype)
         optimizer = make(name, groups(params), lr=1e-3)
         train(optimizer, params, gradients(80)[:40])
-        assert optimizer.state[params[0]]["coherence"].dtype == torch.float32
+        precision = torch.float64 if dtype == torch.float64 else torch.float32
+        assert optimizer.state[params[0]]["coherence"].dtype == precision
         assert all(p.isfinite().all() for p in params)
         twin = copy.deepcopy(optimizer)
         twin.load_state_dict(optimizer.state_dict())
         ours, theirs = (next(iter(one.state.values()))["coherence"] for one in (optimizer, twin))
-        assert theirs.dtype == torch.float32
+        assert theirs.dtype == precision
         assert torch.equal(ours, theirs)
 
     def test_the_gradient_itself_stays_as_it_is_and_a_closure_is_called_once(self, name):
@@ -470,7 +471,7 @@ class TestLikeTorchs:
 
     def test_what_holds_for_all_groups_cannot_be_set_for_one(self, name):
         params = new_params()
-        with pytest.raises(ValueError, match=r"power must be 2\.0 in all param groups, got 1\.0"):
+        with pytest.raises(ValueError, match=r"power must be the same in all param groups, got 1\.0 and 2\.0"):
             make(name, [{"params": params[:1], "power": 1.0}, {"params": params[1:]}], power=2.0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convopt.lab.runs import Choice
 from convopt.optim import ConvolutionalSGD, ConvolutionalSGDv2
-from convopt.optim._base import SmoothingOptimizer
+from convopt.optim._base import Part, SmoothingOptimizer
 from convopt.theory.kernels import NAMED_KERNELS
 from convopt.theory.spectrum import apply_gain, kernel_gain
 
@@ -18,9 +18,8 @@ class _RawDirection(SmoothingOptimizer):
 
     _elementwise = False
 
-    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
-        super()._descend(group, params, _with_lengths_of(grads, directions))
+    def _update(self, part: Part, directions: list[Tensor], lr: Any) -> None:
+        super()._update(part, _with_lengths_of([p.grad for p in part.params], directions), lr)
 
 
 class RawDirectionSGD(_RawDirection, ConvolutionalSGD):
@@ -36,9 +35,8 @@ class RawLengthSGD(ConvolutionalSGD):
 
     _elementwise = False
 
-    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
-        grads = [p.grad for p in params]
-        super()._descend(group, params, _with_lengths_of(directions, grads))
+    def _update(self, part: Part, directions: list[Tensor], lr: Any) -> None:
+        super()._update(part, _with_lengths_of(directions, [p.grad for p in part.params]), lr)
 
 
 def _with_lengths_of(directions: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:

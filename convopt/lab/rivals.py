@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from convopt.optim.annealing import agreement
+from convopt.optim.annealing import products_of
 
 
 class OptimizersTogether:
@@ -111,7 +111,7 @@ class PflugTest:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         grads = [p.grad.clone() for group in optimizer.param_groups for p in group["params"]]
         if self._previous:
-            self._sum += agreement(grads, self._previous)[0].item()
+            self._sum += products_of(grads, self._previous)[0].item()
         self._previous = grads
         self._steps += 1
         if self._steps > self._burn_in and self._sum < 0:

@@ -1,5 +1,6 @@
 """Training one run and recording its course."""
 
+import inspect
 import math
 import time
 from collections import OrderedDict
@@ -22,8 +23,6 @@ from convopt.lab.models import MODELS
 from convopt.lab.records import Record, nine_digits
 from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
-from convopt.optim._base import SmoothingOptimizer
-from convopt.optim.wiener import WienerOptimizer
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
     name: cls
@@ -183,7 +182,7 @@ def factors(run: Run) -> list[float]:
     optimizer = make_optimizer(run, model, dataset.grid)
     annealing = attach_annealing(run, optimizer)
     seen: list[float] = []
-    optimizer.register_step_pre_hook(lambda *_: seen.append(annealing.factor()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(annealing.factor()))
     for batches in epochs(run, training_split(run, dataset)):
         train_epoch(model, optimizer, batches)
     return seen
@@ -226,9 +225,9 @@ def train_epoch(
     """
     model.train()
     set_mode(optimizer, "train")
-    takes_loss = isinstance(optimizer, SmoothingOptimizer)
+    takes_loss = "loss" in inspect.signature(optimizer.step).parameters
     takes_two_gradients = hasattr(optimizer, "first_step")
-    in_halves = isinstance(optimizer, WienerOptimizer) and optimizer.defaults["second_estimate"] == "half batches"
+    in_halves = takes_loss and optimizer.param_groups[0].get("second_estimate") == "half batches"
     params = list(model.parameters())
     total_loss, total_norm = 0.0, 0.0
     for x, y in batches:
@@ -263,7 +262,7 @@ def set_mode(optimizer: torch.optim.Optimizer | OptimizersTogether, mode: str) -
         getattr(optimizer, mode)()
 
 
-def _backward_in_halves(model: nn.Module, optimizer: WienerOptimizer, x: Tensor, y: Tensor) -> float:
+def _backward_in_halves(model: nn.Module, optimizer: WienerSGD | WienerAdamW, x: Tensor, y: Tensor) -> float:
     """Two backward passes, of half a batch each, and the mean loss."""
     losses = []
     for half, (x_half, y_half) in enumerate(zip(x.chunk(2), y.chunk(2), strict=True)):
@@ -414,11 +413,10 @@ def evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
 
 def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str, Any]:
     """The optimizer's kernels, or gains by frequency, by name as nested lists; empty for one that has neither."""
-    if isinstance(optimizer, WienerOptimizer):
+    kernels = optimizer.kernels() if hasattr(optimizer, "kernels") else {}
+    if hasattr(optimizer, "snr"):
         learnt = optimizer.snr().parameters
         kernels = {f"gain of {name.removeprefix('model.')}": of_p.gain for name, of_p in learnt.items()}
-    else:
-        kernels = optimizer.kernels() if isinstance(optimizer, SmoothingOptimizer) else {}
     return nine_digits({name: kernel.tolist() for name, kernel in kernels.items()})
 
 
@@ -428,7 +426,7 @@ def _annealing_now(optimizer: torch.optim.Optimizer | OptimizersTogether, anneal
         return {"rho": annealing.rho(), "annealing_factor": annealing.factor()}
     if isinstance(annealing, Replay | PflugTest):
         return {"annealing_factor": annealing.factor()}
-    if isinstance(optimizer, WienerOptimizer) and optimizer.defaults["snr_annealing"]:
+    if hasattr(optimizer, "snr") and optimizer.param_groups[0]["snr_annealing"]:
         snr = optimizer.snr()
         return {"rho": snr.rho, "annealing_factor": snr.factor}
     return {}

@@ -8,6 +8,7 @@ from convopt.optim.laplacian import LaplacianSmoothingSGD
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.optim.recorder import KernelRecorder
 from convopt.optim.wiener import WienerAdamW, WienerSGD
+from convopt.optim.wiener_filter import WienerFilter
 
 __all__ = [
     "ConvolutionalSGD",
@@ -17,6 +18,7 @@ __all__ = [
     "LocalLossConvSGD",
     "SNRAnnealing",
     "WienerAdamW",
+    "WienerFilter",
     "WienerSGD",
     "spatial_param_groups",
 ]

@@ -1,52 +1,102 @@
-"""What the optimizers share: SGD with momentum on a gradient that passes through a smoothing kernel."""
+"""The one step that all optimizers here make: refuse, observe, find directions, find the factor, update."""
 
 import copy
-import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.theory.kernel_loss import KernelLoss
-from convopt.theory.kernels import NAMED_KERNELS, check_size
-from convopt.theory.smoothing import LineShifts, at_least_float32, goes_in_pieces
+from convopt.optim._checks import check_gradients, check_learning_rate, grad_of, named_params, params_with_grad
+from convopt.optim._plain import in_plain_mode
+from convopt.optim._scalars import Scalar
+from convopt.optim._updates import SGDLaw, UpdateLaw, step_size
+from convopt.theory._shifts import goes_in_pieces
+from convopt.theory.smoothing import at_least_float32
 
-T = TypeVar("T")
+
+class Part(NamedTuple):
+    """A param group and its parameters that have a gradient, with their states."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    states: list[dict[str, Any]]
+
+
+class Pieces(NamedTuple):
+    """A large parameter's direction, some rows after the other, so that each stays in the core's cache.
+
+    Attributes:
+        shape: as which the parameter, its gradient and its buffers are seen.
+        parts: which rows, and the direction there.
+    """
+
+    shape: tuple[int, ...]
+    parts: Iterable[tuple[slice, Tensor]]
+
+
+Direction: TypeAlias = Tensor | Pieces
 
 
 class SmoothingOptimizer(Optimizer, ABC):
-    """SGD with momentum whose gradients are smoothed before the update.
+    """An optimizer whose parameters follow directions that are made of gradients, by an update law.
 
-    A kernel that several parameters share lives in its param group and one kernel per parameter in
-    ``state[p]``, so that both survive ``state_dict``, pickle and deepcopy. They stay float32 whatever the
-    parameters' dtype: a step of a kernel is below the resolution of half precision.
-
-    ``momentum``, ``weight_decay``, ``nesterov`` and ``maximize`` are those of torch.optim.SGD, without dampening.
-    Weight decay is added to the smoothed gradient: it is no noise that smoothing should remove.
+    Options are read from ``param_groups`` at each step. What belongs to one parameter is kept in ``state[p]``, what
+    belongs to a group in the group, so that both survive ``state_dict``, pickle and deepcopy.
     """
 
-    _float32_state: tuple[str, ...] = ()
-    _shared_kernels: tuple[str, ...] = ()
-    _elementwise = True
-    """Whether ``_descend`` looks at each element by itself, so that a parameter can pass through it in pieces."""
+    _law: ClassVar[UpdateLaw] = SGDLaw()
+    _shared_options: ClassVar[tuple[str, ...]] = ()
+    """Options that must be the same in all param groups."""
+    _fixed_options: ClassVar[tuple[str, ...]] = ()
+    """Options that cannot change once a group is made."""
+    _exact_state: ClassVar[tuple[str, ...]] = ()
+    """State that keeps its precision, whatever that of its parameter."""
+    _elementwise: ClassVar[bool] = True
+    """Whether the update looks at each element by itself, so that a parameter can pass through it in pieces."""
+
+    def __init__(self, params: Any, options: dict[str, Any]):
+        self._option_names = tuple(name for name in options if name != "lr")
+        self._is_made = False
+        self._checked: list[tuple[dict[str, Any], list[Any]]] = []
+        super().__init__(params, options)
+        self._is_made = True
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Checkpoints and pickles from before an option existed get its default."""
+        """Take over a checkpoint or pickle. What it does not bring stays as it is. ValueError before anything changes.
+
+        torch's load_state_dict ends here, with the state on the parameters' devices and in their precision.
+        """
+        for group, own in zip(state["param_groups"], getattr(self, "param_groups", []), strict=False):
+            for name, value in own.items():
+                group.setdefault(name, value)
+        self._check_groups(state["param_groups"])
+        for group in state["param_groups"]:
+            self._check_group_state(group)
+            for name, p in named_params(group):
+                self._check_state(group, name, p, state["state"].get(p, {}))
         super().__setstate__(state)
-        complete_options(self)
+        self._option_names = tuple(name for name in self.defaults if name not in ("lr", "differentiable"))
+        self._checked, self._is_made = [], True
+        self._complete_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; options it does not name are the defaults. ValueError names an option that is invalid."""
-        self._check_options({**self.defaults, **param_group})
+        if self._is_made and self.param_groups:
+            for name in self._shared_options:
+                param_group.setdefault(name, self.param_groups[0][name])
+        self._check_groups([*self.param_groups, {**self.defaults, **param_group}])
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for name, value in self._initial_shared_state(group).items():
-            group.setdefault(name, value)
+        try:
+            self._check_params(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._complete_groups()
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Update the parameters from their ``grad``, which stays as it is.
 
@@ -62,250 +112,221 @@ class SmoothingOptimizer(Optimizer, ABC):
             What the closure returned, or ``loss``.
 
         Raises:
-            ValueError: both ``closure`` and ``loss`` were given.
+            ValueError: both ``closure`` and ``loss`` were given, or an option in ``param_groups`` is invalid.
             TypeError: the loss is not one number.
             RuntimeError: a gradient is sparse or complex, or a parameter is sharded. Nothing has been updated then.
         """
+        if closure is not None and loss is not None:
+            raise ValueError("closure and loss were both given, expected one of them")
+        self._check_loss(closure, loss)
         if closure is not None:
-            if loss is not None:
-                raise ValueError("closure and loss were both given, expected one of them")
             with torch.enable_grad():
                 loss = closure()
-        scalar = _as_scalar(loss)
-        params_of_groups = [params_with_grad(group) for group in self.param_groups]
-        for group, params in zip(self.param_groups, params_of_groups, strict=True):
-            if params:
-                for name in self._shared_kernels:
-                    group[name] = group[name].to(params[0].device)
-                self._step_group(group, params, scalar)
+        self._make_step(_as_scalar(loss))
         return loss
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a checkpoint, as in torch; float32 statistics of half-precision parameters stay float32."""
-        super().load_state_dict(state_dict)
-        restore_float32_state(self, state_dict, self._float32_state)
+    @in_plain_mode
+    def _make_step(self, loss: Tensor | float | None) -> None:
+        self._init_group()
+        parts = self._parts()
+        observed = self._observe(parts, loss)
+        directions = [self._directions(part, observed) for part in parts]
+        factor = self._factor()
+        for part, of_part in zip(parts, directions, strict=True):
+            self._update(part, of_part, step_size(part.group["lr"], factor, part.params[0].device))
 
-    def kernels(self) -> dict[str, Tensor]:
-        """The kernels in use by name, each summing to 1: detached float32 copies.
+    def _init_group(self) -> None:
+        """Refuse what cannot be done, in all groups; then make the state that is missing.
 
-        With more than one param group, names start with the group's index.
+        torch.compile runs a method of this name instead of tracing it.
         """
-        several = len(self.param_groups) > 1
-        return {
-            f"{index}/{name}" if several else name: kernel.detach().clone()
-            for index, group in enumerate(self.param_groups)
-            for name, kernel in self._kernels_of(group).items()
-        }
+        self._check_changed_options()
+        parts = self._parts()
+        for part in parts:
+            check_gradients(part.params)
+        self._refuse(parts)
+        for part in parts:
+            self._init_states(part)
+
+    def _init_states(self, part: Part) -> None:
+        """Make the state that is missing."""
+        new = self._law.init(part.group, part.params, part.states)
+        for p, state in zip(part.params, part.states, strict=True):
+            new = self._init_state(part.group, p, state) or new
+        if new:
+            self.state.update(zip(part.params, part.states, strict=True))
+
+    def _parts(self) -> list[Part]:
+        """What this step is about; states that do not exist yet are empty, and not in ``self.state``."""
+        parts = []
+        for group in self.param_groups:
+            params = params_with_grad(group)
+            if params:
+                parts.append(Part(group, params, [self.state.get(p) or {} for p in params]))
+        return parts
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint, as in torch, or one of the base optimizer.
+
+        ValueError, before anything changes, for options and state that this optimizer has no use for.
+        """
+        super().load_state_dict(state_dict)
+        restore_exact_state(self, state_dict, self._exact_state)
+
+    @abstractmethod
+    def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
+        """What each of the part's parameters is to follow; gradients and what they lie in stay as they are."""
+
+    def _observe(self, parts: list[Part], loss: Tensor | float | None) -> Any:
+        """Learn from all gradients and the loss; what ``_directions`` is to be told of it."""
+        return loss
+
+    def _factor(self) -> Scalar | None:
+        """What learning rates are multiplied by; None for nothing."""
+        return None
+
+    def _update(self, part: Part, directions: Sequence[Direction], lr: float | Tensor) -> None:
+        """Move the part's parameters along their directions."""
+        group, params, states = part
+        whole = [i for i, direction in enumerate(directions) if isinstance(direction, Tensor)]
+        if whole:
+            followed = [_in_dtype(d, p.dtype) for p, d in zip(params, directions, strict=True) if isinstance(d, Tensor)]
+            if len(whole) < len(params):
+                params, states = [params[i] for i in whole], [states[i] for i in whole]
+            self._law.update(group, params, followed, states, lr)
+            if len(whole) == len(part.params):
+                return
+        for p, state, direction in zip(part.params, part.states, directions, strict=True):
+            if isinstance(direction, Pieces):
+                seen = p.view(direction.shape)
+                buffers = {name: state[name].view(direction.shape) for name in self._law.buffers if name in state}
+                for place, piece in direction.parts:
+                    buffers_there = {name: buffer[place] for name, buffer in buffers.items()}
+                    self._law.update(group, [seen[place]], [piece.to(p.dtype)], [buffers_there], lr)
+
+    def _smoothed(
+        self,
+        part: Part,
+        smooth: Callable[[list[Tensor]], list[Tensor]],
+        smooth_pieces: Callable[[Tensor], Iterable[tuple[slice, Tensor]]],
+    ) -> Sequence[Direction]:
+        """Smoothed gradients: of large parameters flattened, piece by piece, of all others whole."""
+        gradients, large = [grad_of(p) for p in part.params], self._go_in_pieces(part)
+        whole = iter(smooth([gradient for gradient, is_large in zip(gradients, large, strict=True) if not is_large]))
+        return [
+            Pieces((-1,), smooth_pieces(gradient.view(-1))) if is_large else next(whole)
+            for gradient, is_large in zip(gradients, large, strict=True)
+        ]
+
+    def _go_in_pieces(self, part: Part) -> list[bool]:
+        """Which parameters are so large, and lie so, that going through them piece by piece pays."""
+        return [
+            self._elementwise
+            and goes_in_pieces(p)
+            and goes_in_pieces(grad_of(p))
+            and goes_in_pieces(state.get("momentum_buffer", p))
+            for p, state in zip(part.params, part.states, strict=True)
+        ]
+
+    def _check_loss(self, closure: Callable[[], Any] | None, loss: Any) -> None:
+        """Raise an error for a closure or loss that cannot be used, before the closure is called."""
+
+    def _refuse(self, parts: list[Part]) -> None:
+        """Raise an error for a step that cannot be made."""
 
     def _check_options(self, options: dict[str, Any]) -> None:
-        check_number("lr", options["lr"], at_least=0)
-        check_number("momentum", options["momentum"], at_least=0, below=1)
-        check_number("weight_decay", options["weight_decay"], at_least=0)
-        if options["nesterov"] and not options["momentum"]:
-            raise ValueError("nesterov needs a momentum, got momentum 0")
-        if "kernel_size" in options:
-            check_size(options["kernel_size"])
-            initial_kernel(options["kernel_init"], options["kernel_size"], ndim=1)
+        """Raise ValueError for an option that is out of range."""
+        self._law.check(options)
 
-    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _check_params(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for parameters that do not fit the options of their group."""
+
+    def _check_groups(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            self._check_options(group)
+            for name in self._shared_options:
+                if group[name] != groups[0][name]:
+                    raise ValueError(
+                        f"{name} must be the same in all param groups, got {groups[0][name]!r} and {group[name]!r}"
+                    )
+
+    def _check_changed_options(self) -> None:
+        """Check the options that were changed in ``param_groups`` since the last step."""
+        for group in self.param_groups:
+            check_learning_rate(group["lr"])
+        now = [(group, [*map(group.get, self._option_names)]) for group in self.param_groups]
+        if len(now) == len(self._checked) and all(
+            group is known and all(map(operator.is_, values, before))
+            for (group, values), (known, before) in zip(now, self._checked, strict=True)
+        ):
+            return
+        changed = [
+            (group, name, value)
+            for group, before in self._checked
+            for name, value in zip(self._option_names, before, strict=True)
+            if group[name] is not value
+        ]
+        for group, name, value in changed:
+            if name in self._fixed_options:
+                raise ValueError(
+                    f"{name} cannot change once a param group is made, got {group[name]!r} where it was {value!r}: add "
+                    "a new group"
+                )
+        self._check_groups(self.param_groups)
+        for group in self.param_groups:
+            self._check_params(group)
+        self._checked = now
+        for group, name, _ in changed:
+            self._option_changed(group, name)
+
+    def _option_changed(self, group: dict[str, Any], name: str) -> None:
+        """Have an option of a group take effect that was changed since the last step."""
+
+    def _check_group_state(self, group: dict[str, Any]) -> None:
+        """ValueError for what a checkpoint says that a group's parameters share, if it has the wrong shape."""
+        for name, value in self._initial_group_state(group).items():
+            kept = group.get(name)
+            if isinstance(value, Tensor) and isinstance(kept, Tensor) and kept.shape != value.shape:
+                raise ValueError(
+                    f"{name} of the checkpoint must have shape {tuple(value.shape)}, got {tuple(kept.shape)}"
+                )
+
+    def _check_state(self, group: dict[str, Any], name: str, p: Tensor, state: dict[str, Any]) -> None:
+        """ValueError for state of a checkpoint that the parameter cannot have."""
+        expected = {**dict.fromkeys(self._law.buffers, tuple(p.shape)), **self._law.counters, **self._shapes(group, p)}
+        for key, value in state.items():
+            if key not in expected:
+                raise ValueError(
+                    f"the checkpoint holds {key} of parameter {name}, for which {type(self).__name__} has no use: it "
+                    "is of another optimizer"
+                )
+            if isinstance(value, Tensor) and expected[key] not in (None, tuple(value.shape)):
+                raise ValueError(
+                    f"{key} of parameter {name} must have shape {expected[key]}, got {tuple(value.shape)}: the "
+                    "checkpoint is of another network or of other options"
+                )
+
+    def _complete_groups(self) -> None:
+        """Give the groups what they share or what their parameters share, where it is missing."""
+        for group in self.param_groups:
+            for name, value in self._initial_group_state(group).items():
+                group.setdefault(name, value)
+
+    def _initial_group_state(self, group: dict[str, Any]) -> dict[str, Any]:
         """What all parameters of a group share, to be kept in the group."""
         return {}
 
-    @abstractmethod
-    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]: ...
+    def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
+        """Make the parameter's own state where it is missing; whether it was."""
+        return False
 
-    @abstractmethod
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None: ...
-
-    def _descend(self, group: dict[str, Any], params: list[Tensor], directions: list[Tensor]) -> None:
-        """One step of SGD along ``directions``, which may be the gradients themselves, as torch.optim.SGD does it."""
-        if params:
-            buffers = [self._momentum_buffer(p) for p in params] if group["momentum"] else []
-            descend(group, params, directions, buffers)
-
-    def _momentum_buffer(self, p: Tensor) -> Tensor:
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
-
-    def _goes_in_pieces(self, p: Tensor) -> bool:
-        tensors = p, grad_of(p), self.state[p].get("momentum_buffer", p)
-        return self._elementwise and all(goes_in_pieces(tensor) for tensor in tensors)
-
-    def _descend_smoothed(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        smooth: Callable[[list[Tensor]], list[Tensor]],
-        smooth_pieces: Callable[[Tensor], Iterable[tuple[slice, Tensor]]],
-    ) -> None:
-        """One step of SGD along smoothed gradients: of large parameters flattened, piece by piece, of others whole."""
-        whole = []
-        for p in params:
-            if self._goes_in_pieces(p):
-                self._descend_in_pieces(group, p, (-1,), smooth_pieces(grad_of(p).view(-1)))
-            else:
-                whole.append(p)
-        self._descend(group, whole, smooth([grad_of(p) for p in whole]))
-
-    def _descend_in_pieces(
-        self, group: dict[str, Any], p: Tensor, shape: tuple[int, ...], directions: Iterable[tuple[slice, Tensor]]
-    ) -> None:
-        """One step of SGD for some rows after the other of ``p``, seen as ``shape``: no tensor as large is needed."""
-        buffers = [self._momentum_buffer(p).view(shape)] if group["momentum"] else []
-        for place, direction in directions:
-            descend(group, [p.view(shape)[place]], [direction], [buffer[place] for buffer in buffers])
-
-
-def descend(group: dict[str, Any], params: list[Tensor], directions: list[Tensor], buffers: list[Tensor]) -> None:
-    """One step of SGD along ``directions``; ``buffers`` are those of the momentum, empty without one."""
-    directions = [direction.to(p.dtype) for p, direction in zip(params, directions, strict=True)]
-    if group["maximize"]:
-        directions = list(torch._foreach_neg(directions))
-    if group["weight_decay"]:
-        directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
-    if group["momentum"]:
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, directions)
-        if group["nesterov"]:
-            directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
-        else:
-            directions = buffers
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
-    else:
-        torch._foreach_add_(params, directions, alpha=-lr)
-
-
-def is_at_rest(lr: float | Tensor) -> bool:
-    """Whether a learning rate is 0: then a step is for show, as distributed checkpoints make one with zero gradients.
-
-    A tensor is read on the CPU only: elsewhere the host would have to wait for the device.
-    """
-    if isinstance(lr, Tensor):
-        return not torch.compiler.is_compiling() and lr.device.type == "cpu" and lr.item() == 0
-    return lr == 0
-
-
-def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
-    """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
-    is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
-    if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
-        raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
-
-
-def check_integer(name: str, value: Any, *, at_least: int) -> None:
-    """Raise ValueError unless ``value`` is an integer of at least ``at_least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
-
-
-def complete_options(optimizer: Optimizer) -> None:
-    """Give the param groups the options that they lack, being of a checkpoint from before these existed."""
-    for group in optimizer.param_groups:
-        for name, value in optimizer.defaults.items():
-            if name != "differentiable":  # torch adds it to all defaults; checkpoints must have equal keys
-                group.setdefault(name, value)
-
-
-def restore_float32_state(optimizer: Optimizer, state_dict: dict[str, Any], names: Iterable[str]) -> None:
-    """After ``load_state_dict``, which casts to the parameters' dtype: the state called ``names`` as it was saved."""
-    saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    for saved_id, p in zip(saved_ids, params, strict=True):
-        saved = state_dict["state"].get(saved_id, {})
-        for name in names:
-            if name in saved:
-                optimizer.state[p][name] = copy.deepcopy(saved[name]).to(p.device)
-
-
-def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:
-    """The kernel that ``kernel_init`` describes: float32, shape ``(size,) * ndim``, summing to 1.
-
-    ``kernel_init`` is a name of ``NAMED_KERNELS`` ("uniform", "laplacian", ...) or a tensor of non-negative taps, of
-    shape ``(size,)`` or ``(size, size)``. Of a 1-D tensor the 2-D kernel is the outer product with itself, of a 2-D
-    tensor the 1-D kernel is the sum over its rows.
-    """
-    if isinstance(kernel_init, str) and kernel_init in NAMED_KERNELS:
-        return NAMED_KERNELS[kernel_init](size, ndim)
-    if not isinstance(kernel_init, Tensor):
-        raise ValueError(f"kernel_init must be one of {', '.join(NAMED_KERNELS)} or a tensor, got {kernel_init!r}")
-    valid = kernel_init.shape in ((size,), (size, size)) and kernel_init.isfinite().all() and (kernel_init >= 0).all()
-    if not (valid and kernel_init.sum() > 0):
-        raise ValueError(
-            f"kernel_init must have shape ({size},) or ({size}, {size}) and hold finite taps that are not negative "
-            f"and sum to a positive number, got {kernel_init}"
-        )
-    kernel = kernel_init.detach().float()
-    kernel = kernel / kernel.sum()
-    if ndim == 1 and kernel.ndim == 2:
-        return kernel.sum(0)
-    if ndim == 2 and kernel.ndim == 1:
-        return torch.outer(kernel, kernel)
-    return kernel
-
-
-def smooth_flattened(grads: list[Tensor], size: int, kernel: Tensor) -> list[Tensor]:
-    """Each gradient flattened, smoothed and shaped as it was; one shorter than the kernel passes through."""
-    smoothed = list(grads)
-    long = [i for i, grad in enumerate(grads) if grad.numel() >= size]
-    for indices in together(long, key=lambda i: (grads[i].device, grads[i].dtype)):
-        flat = LineShifts([grads[i].reshape(-1) for i in indices], size).smooth(kernel)
-        for i, direction in zip(indices, flat, strict=True):
-            smoothed[i] = direction.view(grads[i].shape)
-    return smoothed
-
-
-def together(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
-    """Lists of the items with equal keys. Small tensors are cheaper to smooth together than one by one."""
-    lists: dict[Hashable, list[T]] = {}
-    for item in items:
-        lists.setdefault(key(item), []).append(item)
-    return list(lists.values())
-
-
-def mean_statistics(losses: list[KernelLoss]) -> dict[str, Tensor]:
-    """The mean value and cosine similarity of kernel losses, as 0-dim tensors; empty without any."""
-    if not losses:
+    def _shapes(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...] | None]:
+        """The state that a parameter may have beside the law's buffers, and its shapes; None for any."""
         return {}
-    return {
-        "kernel_loss": torch.stack([loss.value for loss in losses]).mean(),
-        "cosine_similarity": torch.stack([loss.cosine_similarity for loss in losses]).mean(),
-    }
 
 
-def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
-    """The group's parameters that have a gradient; RuntimeError where one is sparse, complex or sharded."""
-    params = [p for p in group["params"] if p.grad is not None]
-    for p in params:
-        if is_sharded(p):
-            raise RuntimeError(
-                "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
-                "is smoothed and compared as a whole: use DistributedDataParallel"
-            )
-        grad = grad_of(p)
-        if grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"sparse gradients are not supported, got layout {grad.layout} of shape {tuple(p.shape)}"
-            )
-        if grad.is_complex():
-            raise RuntimeError(f"complex gradients are not supported, got {grad.dtype} of shape {tuple(p.shape)}")
-    return params
-
-
-def grad_of(p: Tensor) -> Tensor:
-    """The gradient of a parameter that has one."""
-    assert p.grad is not None
-    return p.grad
-
-
-def is_sharded(p: Tensor) -> bool:
-    """Whether a rank holds a part of ``p`` only: a DTensor, or a piece of FSDP's flat parameter."""
-    # By their attributes, since torch builds without torch.distributed have no such classes to import.
-    return hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False)
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _as_scalar(loss: Any) -> Tensor | float | None:
@@ -316,7 +337,12 @@ def _as_scalar(loss: Any) -> Tensor | float | None:
     raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")
 
 
-def named_params(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    """The group's parameters with the names they were given to the optimizer with, or else their indices."""
-    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-    return zip(names, group["params"], strict=True)
+def restore_exact_state(optimizer: Optimizer, state_dict: dict[str, Any], names: Iterable[str]) -> None:
+    """After ``load_state_dict``, which casts to the parameters' dtype: the state called ``names`` as it was saved."""
+    saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for saved_id, p in zip(saved_ids, params, strict=True):
+        saved = state_dict["state"].get(saved_id, {})
+        for name in names:
+            if name in saved:
+                optimizer.state[p][name] = copy.deepcopy(saved[name]).to(p.device)

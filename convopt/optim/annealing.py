@@ -1,46 +1,192 @@
 """SNRAnnealing: shrink the steps of any optimizer as its gradients stop agreeing with each other."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, Rprop
 
-from convopt.optim._base import check_integer, check_number, grad_of, is_at_rest, params_with_grad, together
+from convopt.optim._attach import Active, Stage
+from convopt.optim._checks import check_integer, check_number, check_onset, grad_of
+from convopt.optim._outliers import judge, powers_of
+from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
 from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
-"""The agreement is not taken for less: an estimate of almost nothing may be negative."""
+"""What a reading of the agreement is at least: an estimate of almost nothing may be negative."""
+
+LOWEST_SHARE = 1e-3
+"""What the agreement is taken for at least, as a share of the reference: steps never vanish altogether."""
+
+SIGNIFICANT = 3.0
+"""Standard errors that an agreement must exceed to count as one: the largest of many is easily at two."""
 
 
-class SNRAnnealing:
-    r"""Multiplies an optimizer's learning rates by how well consecutive gradients still agree.
+class Agreement(NamedTuple):
+    """What annealing has learnt: floats, or 0-dim tensors on a device.
+
+    Attributes:
+        steps: that the averages stand for.
+        product: average of ``<g_t, g_{t-1}>``.
+        power: average of ``|g_t|^2``.
+        square: average of ``<g_t, g_{t-1}>^2``.
+        largest: largest rho since the warm-up; 0 before.
+        usual: how large ``|g_t|^2`` usually is; see ``convopt.optim._outliers``.
+    """
+
+    steps: Scalar
+    product: Scalar
+    power: Scalar
+    square: Scalar
+    largest: Scalar
+    usual: Scalar
+
+    @property
+    def rho(self) -> Scalar:
+        """The share of the gradients' power that is signal; nan before there were two gradients."""
+        return ratio(self.product, self.power)
+
+    def standard_error(self, ema: float, every: int) -> Scalar:
+        """That of rho if there were no signal, from so many independent products of mean zero as are averaged."""
+        memory = ema**every
+        averaged = minimum(self.steps / every, (1 + memory) / (1 - memory))
+        return ratio(ratio(self.square, averaged) ** 0.5, self.power)
+
+
+class Annealer(NamedTuple):
+    """The annealing itself: what it has learnt, a vector of float64, and its options.
+
+    Attributes:
+        learnt: an :class:`Agreement`, ``(6,)``; updated in place.
+        onset, power, warmup, ema: see :class:`SNRAnnealing`.
+        every: steps from one comparison of gradients to the next.
+    """
+
+    learnt: Tensor
+    onset: float
+    power: float
+    warmup: int
+    ema: float
+    every: int = 1
+
+    def observe(self, products: Tensor) -> bool | Tensor:
+        """Take in :func:`products_of` two consecutive gradients, ``(2,)``; returns whether the later one may teach.
+
+        Nothing is learnt from a gradient that may not teach, nor where one of the two was zero.
+        """
+        product, power = read(products.to(self.learnt.device, torch.float64))
+        before = Agreement(*read(self.learnt))
+        ordinary, usual = judge(power, before.usual)
+        usable = ordinary & (product != 0) & is_finite(product)
+        after = learn(before, where(usable, product, 0.0), where(usable, power, 0.0), self)
+        values = [where(usable, new, old) for new, old in zip(after[:5], before[:5], strict=True)]
+        write(self.learnt, [*values, usual])
+        return ordinary
+
+    def judge(self, powers: list[Scalar], gradients: list[Tensor]) -> bool | Tensor:
+        """Whether gradients of these powers, and these, may teach, where they are compared with none yet."""
+        power = sum([*powers, *(read(powers_of(gradients)) if gradients else ())])
+        ordinary, usual = judge(power, value_of(self.learnt[-1]))
+        self.learnt[-1] = usual
+        return ordinary
+
+    def factor(self) -> Scalar:
+        """What the step is multiplied by, in (0, 1]."""
+        learnt = Agreement(*read(self.learnt))
+        # The largest agreement there was; if none was significant, the least that would have been.
+        reference = maximum(learnt.largest, SIGNIFICANT * learnt.standard_error(self.ema, self.every))
+        share = ratio(learnt.rho, self.onset * reference)
+        bounded = minimum(maximum(share, LOWEST_SHARE), 1.0)
+        return where(learnt.steps > self.warmup, bounded**self.power, 1.0)
+
+    def rho(self) -> float:
+        """The agreement, at least 1e-4; nan before there were two gradients. Reading it waits for the device."""
+        product, power = self.learnt[1:3].tolist()
+        return max(product / power, LOWEST_RHO) if power else math.nan
+
+
+def new_agreement() -> Tensor:
+    """What an :class:`Annealer` has learnt before the first step."""
+    return torch.zeros(len(Agreement._fields), dtype=torch.float64, device="cpu")
+
+
+def learn(before: Agreement, product: Scalar, power: Scalar, annealer: Annealer) -> Agreement:
+    """The averages with one more comparison in them: plain means at first, then exponential ones."""
+    steps = before.steps + annealer.every
+    weight = maximum(annealer.every / steps, 1 - annealer.ema**annealer.every)
+    seen = before.product, before.power, before.square
+    product, power, square = (
+        average + weight * (new - average) for average, new in zip(seen, (product, power, product**2), strict=True)
+    )
+    largest = where(before.steps >= annealer.warmup, maximum(before.largest, ratio(product, power)), before.largest)
+    return Agreement(steps, product, power, square, largest, before.usual)
+
+
+def products_of(gradients: list[Tensor], others: list[Tensor], halves: bool = False) -> Tensor:
+    """Signal and total power of all gradients as one vector, from a second estimate of each: ``(2,)``, float64.
+
+    ``<g, other>`` and ``|g|^2``. With ``halves``, g is the sum of two halves' gradients and ``other`` the first half's;
+    the signal is then ``4 <other, g - other>``. Gradients may be of several shapes, precisions and devices.
+    """
+    lines = [at_least_float32(gradient).reshape(-1) for gradient in gradients]
+    pairs = [(line, other.reshape(-1).to(line.dtype)) for line, other in zip(lines, others, strict=True)]
+    total = _sum_of_products(pairs, halves)
+    if is_readable(total.device) and not 1e-30 < total[1].item() < 1e30:  # near the ends of float32's range
+        total = _sum_of_products([(line.double(), other.double()) for line, other in pairs], halves)
+    return total
+
+
+def _sum_of_products(pairs: list[tuple[Tensor, Tensor]], halves: bool) -> Tensor:
+    signals = [4 * torch.dot(other, g - other) if halves else torch.dot(g, other) for g, other in pairs]
+    powers = [torch.dot(g, g) for g, _ in pairs]
+    return torch.stack(_together([*signals, *powers])).double().view(2, -1).sum(1)
+
+
+def total_of(products: list[Tensor]) -> Tensor:
+    """The sum of several :func:`products_of`, in float64 and on the first one's device."""
+    return torch.stack(_together(products)).double().sum(0)
+
+
+def _together(tensors: list[Tensor]) -> list[Tensor]:
+    """Small tensors on one device."""
+    device = tensors[0].device
+    return tensors if all(each.device == device for each in tensors) else [each.to(device) for each in tensors]
+
+
+class SNRAnnealing(Stage):
+    r"""Multiplies an optimizer's learning rates by how well consecutive gradients agree.
 
     With :math:`g_t` all gradients of step t as one vector and averages :math:`\overline{\cdot}` over steps,
 
     .. math::
         \rho_t = \frac{\overline{\langle g_t, g_{t-1}\rangle}}{\overline{|g_t|^2}}, \qquad
-        f_t = \min\Bigl(1, \frac{\rho_t}{c \max_{s \le t} \rho_s}\Bigr)^{p}
+        f_t = \min\Bigl(1, \frac{\rho_t}{c\, \max(\max_{s \le t} \rho_s,\; 3 \sigma_t)}\Bigr)^{p}
 
     estimates the share of the gradients' power that is signal, SNR / (1 + SNR): noise of different batches is
     independent and cancels in the inner product. When a network starts fitting noise, its gradients stop agreeing and
-    the steps shrink by themselves, without a schedule or a validation set.
+    the steps shrink, without a schedule or a validation set.
 
-    The factor of one step is applied to the next, because gradients may come from a closure that the step calls.
-    Between steps, ``param_groups[...]["lr"]`` is what you or a scheduler set: the factor comes on top. (A closure that
-    raises leaves it scaled until the next step or :meth:`detach`.)
+    :math:`\sigma_t` is the standard error of rho where there is no signal. If no agreement exceeds three standard
+    errors after the warm-up, as where the learning rate is much too high, there is no signal to measure against. The
+    reference is then :math:`3 \sigma_t`, so that steps shrink until gradients agree.
+
+    The gradients are those that the step finds: after its closure, before the optimizer changes anything. Their factor
+    acts in the same step. Whoever looks at ``param_groups[...]["lr"]`` outside of the optimizer's own update sees what
+    you or a scheduler set, also after a step that raised. The factor comes on top.
 
     What it can see: gradients of different batches that share a signal. What it cannot: consecutive steps follow
     :math:`g_{t-1}`, which makes :math:`\rho` too low by an amount that grows with the learning rate; and noise that
-    batches share, for example of samples seen in both.
+    batches share, for example of samples seen in both. A gradient that is not finite, or has more than thirty times the
+    usual norm, teaches nothing.
 
     Use it as it is with gradient accumulation (one estimate per optimizer step), DistributedDataParallel (the averaged
     gradients, hence the factor, are the same on every rank) and GradScaler (a step that is skipped is not seen). It
-    keeps one copy of the gradients.
+    keeps one copy of the gradients. A deep copy or a pickle of it brings its optimizer along. A copy of the optimizer
+    alone is not annealed, as torch copies no hooks.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer`` with learning rates in its param groups.
+        optimizer: a ``torch.optim.Optimizer`` with learning rates in its param groups that it reads at each step.
         onset: c, in (0, 1]: steps shrink once the agreement is below this share of its largest value.
         power: p, not negative: how fast they shrink then.
         warmup: steps during which the factor is 1 and the maximum is not yet taken.
@@ -50,10 +196,12 @@ class SNRAnnealing:
             tensors are scaled on the device and need no reading.
 
     Raises:
-        TypeError: ``optimizer`` is not a torch optimizer, or is LBFGS, whose step takes many gradients.
+        TypeError: ``optimizer`` is not a torch optimizer; it is a wrapper without step hooks around something unknown;
+            or it does not scale each step by its learning rate, as LBFGS and Rprop.
         ValueError: an option is outside its range.
-        RuntimeError: at a step, where a gradient is sparse or complex, a parameter is sharded, or a fused optimizer is
-            given gradients that GradScaler has not unscaled. Nothing has been updated then.
+        RuntimeError: the optimizer is annealed already. Or at a step, where a gradient is sparse or complex, a
+            parameter is sharded, or a fused optimizer is given gradients that GradScaler has not unscaled. Nothing has
+            been updated then.
 
     Source: the inner product of consecutive gradients as a test of stationarity is Pflug's (1983); see Chee and Toulis,
     Convergence diagnostics for stochastic gradient descent with constant learning rate (arXiv:1710.06382).
@@ -68,198 +216,118 @@ class SNRAnnealing:
         ema: float = 0.999,
         read_every: int = 1,
     ):
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError("LBFGS takes many gradients in one step and cannot be annealed")
         check_onset(onset)
         check_number("power", power, at_least=0)
         check_number("ema", ema, at_least=0, below=1)
         check_integer("warmup", warmup, at_least=0)
         check_integer("read_every", read_every, at_least=1)
-        self.optimizer = optimizer
-        self.onset, self.power, self.warmup, self.ema, self.read_every = onset, power, warmup, ema, read_every
+        self._annealer = Annealer(new_agreement(), onset, power, warmup, ema)
+        self._read_every = read_every
         self._previous: dict[Tensor, Tensor] = {}
-        self._statistics = new_statistics()
         self._unread = 0
         self._host_factor = 1.0
-        self._set_aside: list[tuple[dict[str, Any], Any, Any]] = []
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        if isinstance(optimizer, Rprop):
+            raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
+        super().__init__(optimizer)
 
     def factor(self) -> float:
-        """What the next step's learning rates are multiplied by, in (0, 1]."""
-        return annealing_factor(self._statistics, self.onset, self.power, self.warmup).item()
+        """What the last step's learning rates were multiplied by, in (0, 1], if the host has read it since."""
+        return float(self._annealer.factor())
 
     def rho(self) -> float:
         """The agreement of consecutive gradients, at least 1e-4; nan before the second step."""
-        return rho(self._statistics).item()
-
-    def detach(self) -> None:
-        """Leave the optimizer as it was. Its steps are no longer seen or scaled."""
-        for hook in self._hooks:
-            hook.remove()
-        self._restore()
+        return self._annealer.rho()
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics and previous gradients (in the order of the parameters), to be saved beside the optimizer's.
 
         Of a parameter without a previous gradient there are zeros: distributed checkpoints load into tensors.
         """
+        previous = self._previous
         return {
-            "statistics": self._statistics.clone(),
-            "previous": [self._previous[p] if p in self._previous else torch.zeros_like(p) for p in self._params()],
+            "statistics": self._annealer.learnt.clone(),
+            "previous": [previous[p].clone() if p in previous else torch.zeros_like(p) for p in self._params()],
             "unread": self._unread,
             "host_factor": self._host_factor,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`. ValueError if it is of an optimizer with another number of parameters."""
+        """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
         params, previous = self._params(), state_dict["previous"]
         if len(params) != len(previous):
             raise ValueError(f"state_dict must hold {len(params)} previous gradients, got {len(previous)}")
+        for i, (p, gradient) in enumerate(zip(params, previous, strict=True)):
+            if gradient.shape != p.shape:
+                raise ValueError(
+                    f"state_dict must hold a previous gradient of shape {tuple(p.shape)} for parameter {i}, "
+                    f"got {tuple(gradient.shape)}"
+                )
+        if state_dict["statistics"].shape != self._annealer.learnt.shape:
+            raise ValueError(
+                f"statistics of the state_dict must have shape {tuple(self._annealer.learnt.shape)}, "
+                f"got {tuple(state_dict['statistics'].shape)}"
+            )
         self._previous = {
-            p: g.to(p.device, copy=True) for p, g in zip(params, previous, strict=True) if g is not None and g.any()
+            p: gradient.to(p.device, copy=True) for p, gradient in zip(params, previous, strict=True) if gradient.any()
         }
-        self._statistics = state_dict["statistics"].to(params[0].device, copy=True)
+        learnt = state_dict["statistics"].to(params[0].device, torch.float64, copy=True)
+        self._annealer = self._annealer._replace(learnt=learnt)
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
+
+    def check(self, active: Active) -> None:
+        """RuntimeError if the optimizer anneals itself, TypeError if it has no learning rates of its groups' own."""
+        for group in self.optimizer.param_groups:
+            if not isinstance(group.get("lr"), int | float | Tensor):
+                raise TypeError(
+                    f"{type(self.optimizer).__name__} has no learning rate to scale: its param groups must have lr as "
+                    f"a number, got {group.get('lr')!r}"
+                )
+        if any(group.get("snr_annealing") for group in self.optimizer.param_groups):
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} anneals itself: make it with snr_annealing=False, or do without "
+                "SNRAnnealing"
+            )
+
+    def observe(self, active: Active) -> None:
+        """Compare the gradients with those of the step before."""
+        gradients = {p: grad_of(p) for _, params in active for p in params}
+        # A parameter that had no gradient at the last step has none to compare with.
+        previous = {p: g for p, g in self._previous.items() if p in gradients and g.shape == p.shape}
+        ordinary: bool | Tensor = True
+        if previous:
+            products = products_of([gradients[p] for p in previous], list(previous.values()))
+            self._move_to(products.device)
+            ordinary = self._annealer.observe(products)
+        remember(previous, gradients, ordinary)
+        self._previous = previous
+        self._unread += 1
+
+    def scaled(self, group: dict[str, Any]) -> float | Tensor:
+        """The group's learning rate times the factor: a new tensor for a tensor, which several groups may share."""
+        lr: float | Tensor = group["lr"]
+        return lr * (self._annealer.factor() if isinstance(lr, Tensor) else self._read_factor())
+
+    def _read_factor(self) -> float:
+        if self._unread >= self._read_every:
+            self._host_factor, self._unread = self.factor(), 0
+        return self._host_factor
+
+    def _move_to(self, device: torch.device) -> None:
+        if self._annealer.learnt.device != device:
+            self._annealer = self._annealer._replace(learnt=self._annealer.learnt.to(device))
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _grads(self) -> dict[Tensor, Tensor]:
-        return {p: grad_of(p) for group in self.optimizer.param_groups for p in params_with_grad(group)}
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._restore()  # a step that raised left its learning rates scaled
-        if getattr(optimizer, "grad_scale", None) is not None:
-            raise RuntimeError(
-                "SNRAnnealing needs unscaled gradients, but this fused optimizer unscales them itself: "
-                "call scaler.unscale_(optimizer) before scaler.step(optimizer)"
-            )
-        self._grads()
-        for group in optimizer.param_groups:
-            lr = group["lr"]
-            if isinstance(lr, Tensor):
-                self._set_aside.append((group, lr.clone(), None))
-                lr.mul_(annealing_factor(self._statistics, self.onset, self.power, self.warmup).to(lr.device))
-            else:
-                scaled = lr * self._host_factor
-                self._set_aside.append((group, lr, scaled))
-                group["lr"] = scaled
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self._restore()
-        if not all(is_at_rest(group["lr"]) for group in optimizer.param_groups):
-            self._measure()
-
-    def _restore(self) -> None:
-        for group, lr, scaled in self._set_aside:
-            if isinstance(lr, Tensor):
-                group["lr"].copy_(lr)
-            elif group["lr"] == scaled:
-                group["lr"] = lr
-        self._set_aside = []
-
-    def _measure(self) -> None:
-        """Take the gradients of the step that was just made into the averages."""
-        grads = self._grads()
-        # A parameter that had no gradient at the last step has none to compare with.
-        self._previous = {p: g for p, g in self._previous.items() if p in grads}
-        known = list(self._previous)
-        if known:
-            observed = agreement([grads[p] for p in known], [self._previous[p] for p in known])
-            self._statistics = self._statistics.to(observed.device)
-            update_statistics(self._statistics, observed, self.ema, self.warmup)
-            torch._foreach_copy_([self._previous[p] for p in known], [grads[p] for p in known])
-        for p, grad in grads.items():
-            if p not in self._previous:
-                self._previous[p] = grad.clone()
-        self._unread += 1
-        if self._unread >= self.read_every and any(
-            not isinstance(group["lr"], Tensor) for group in self.optimizer.param_groups
-        ):
-            self._host_factor, self._unread = self.factor(), 0
-
-
-def new_statistics() -> Tensor:
-    """What annealing remembers beside gradients, float32: steps seen, the two averages, the largest rho."""
-    return torch.zeros(4)
-
-
-def powers(gradient: Tensor, other: Tensor, halves: bool = False) -> Tensor:
-    """Signal and total power from two estimates of one gradient, along their last axis: ``(2, ...)``, float32.
-
-    ``<gradient, other>`` and ``|gradient|^2``. With ``halves``, ``gradient`` is the sum of two halves' gradients and
-    ``other`` the first half's; signal is then ``4 <other, gradient - other>``.
-    """
-    gradient = at_least_float32(gradient)
-    other = other.to(gradient.dtype)
-    signal = 4 * torch.linalg.vecdot(other, gradient - other) if halves else torch.linalg.vecdot(gradient, other)
-    return torch.stack([signal, torch.linalg.vecdot(gradient, gradient)]).float()
-
-
-def agreement(gradients: list[Tensor], others: list[Tensor], halves: bool = False) -> Tensor:
-    """The :func:`powers` of all gradients as one vector, ``(2,)``, on the first one's device.
-
-    They may be of several shapes, precisions and devices.
-    """
-    # Where tensors are small, calls cost more than numbers: those go together.
-    lists = together(
-        range(len(gradients)), key=lambda i: (gradients[i].device, i if gradients[i].numel() > 2**15 else None)
-    )
-    seen = [powers(_joined(gradients, indices), _joined(others, indices), halves) for indices in lists]
-    return torch.stack([of_list.to(seen[0].device) for of_list in seen]).sum(0)
-
-
-def update_statistics(statistics: Tensor, observed: Tensor, ema: float, warmup: int, steps: int = 1) -> None:
-    """Take an :func:`agreement`, ``(2,)``, into ``statistics``, in place, where it stands for so many steps.
-
-    One that is not finite, or of gradients that are all zero, leaves them as they are.
-    """
-    count, product, power, peak = statistics.unbind()
-    weight = (steps / (count + steps)).clamp_min(1 - ema**steps)
-    product, power = torch.lerp(statistics[1:3], observed, weight).unbind()
-    peak = torch.maximum(peak, (count >= warmup) * _rho(product, power))
-    new = torch.stack([count + steps, product, power, peak])
-    statistics.copy_(torch.where(usable(observed), new, statistics))
-
-
-def usable(observed: Tensor) -> Tensor:
-    """Whether an :func:`agreement` tells something: 0-dim, bool.
-
-    It does not if a gradient was not finite, nor if it is exactly 0, as when one of the two gradients was zero.
-    """
-    size = observed[0].abs()
-    return (size > 0) & (size + observed[1] < math.inf)
-
-
-def rho(statistics: Tensor) -> Tensor:
-    """The share of the gradients' power that consecutive ones agree on; nan before there were two."""
-    _, product, power, _ = statistics.unbind()
-    return _rho(product, power)
-
-
-def annealing_factor(statistics: Tensor, onset: float, power: float, warmup: int) -> Tensor:
-    """``min(1, rho / (onset * largest rho)) ** power`` once the warm-up is over, before that 1: 0-dim, in (0, 1]."""
-    count, product, total, peak = statistics.unbind()
-    share = _rho(product, total) / (onset * peak)
-    return torch.where(count > warmup, share.clamp_max(1) ** power, 1.0)
-
-
-def check_onset(onset: Any) -> None:
-    """Raise ValueError unless ``onset`` is in (0, 1]."""
-    if isinstance(onset, bool) or not isinstance(onset, int | float) or not 0 < onset <= 1:
-        raise ValueError(f"onset must be a number in (0, 1], got {onset!r}")
-
-
-def _rho(product: Tensor, power: Tensor) -> Tensor:
-    return (product / power).clamp_min(LOWEST_RHO)
-
-
-def _joined(tensors: list[Tensor], indices: list[int]) -> Tensor:
-    flat = [tensors[i].reshape(-1) for i in indices]
-    return torch.cat(flat) if len(flat) > 1 else flat[0]
+def remember(previous: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor], may_teach: bool | Tensor) -> None:
+    """Keep copies of gradients in ``previous``; zeros, with which nothing is compared, if they may not teach."""
+    known = [p for p in gradients if p in previous]
+    if may_teach is True and known:
+        torch._foreach_copy_([previous[p] for p in known], [gradients[p] for p in known])
+    else:
+        for p in known:
+            previous[p].copy_(torch.where(torch.as_tensor(may_teach, device=p.device), gradients[p], 0))
+    for p, gradient in gradients.items():
+        if p not in previous:
+            previous[p] = gradient.clone()

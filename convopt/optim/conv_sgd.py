@@ -1,18 +1,20 @@
 """ConvolutionalSGD: one 1-D kernel, adapted by whether the loss fell."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, check_number, initial_kernel, smooth_flattened
-from convopt.theory.smoothing import ShiftsInPieces
+from convopt.optim._base import Direction, Part
+from convopt.optim._checks import check_number
+from convopt.optim._kernels import KernelOptimizer, initial_kernel, smooth_flattened
+from convopt.theory._shifts import ShiftsInPieces
 
 
-class ConvolutionalSGD(SmoothingOptimizer):
+class ConvolutionalSGD(KernelOptimizer):
     r"""SGD with momentum on gradients that are convolved with one 1-D kernel (v1 of the idea).
 
     Each gradient is flattened, reflect-padded and convolved; a gradient shorter than the kernel passes through.
@@ -28,6 +30,9 @@ class ConvolutionalSGD(SmoothingOptimizer):
     average over the ranks. A closure, or a loss that gradients can flow through, is one rank's own and refused. (The
     optimizer does not average them itself, because that would hang wherever only some ranks make a step.)
 
+    Rows whose gradient is zero by construction (an embedding's ``padding_idx``, masks) are moved, too. Give such
+    parameters a group of their own with ``kernel_size=1``.
+
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
@@ -42,7 +47,7 @@ class ConvolutionalSGD(SmoothingOptimizer):
         RuntimeError: at a step on one of several ranks, given a closure or a loss that is not averaged over the ranks.
     """
 
-    _shared_kernels = ("kernel",)
+    _group_kernels = ("kernel",)
 
     def __init__(
         self,
@@ -70,44 +75,50 @@ class ConvolutionalSGD(SmoothingOptimizer):
             },
         )
 
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
-        """As in the base class. RuntimeError, before anything else, for a loss of one of several ranks."""
+    def _check_loss(self, closure: Callable[[], Any] | None, loss: Any) -> None:
+        """RuntimeError for a loss of one of several ranks."""
         if several_ranks() and (closure is not None or (isinstance(loss, Tensor) and loss.requires_grad)):
             raise RuntimeError(
                 f"loss must be the average over all {dist.get_world_size()} ranks, got "
                 f"{'a closure' if closure is not None else 'a loss with a graph'}, which is of one rank: average "
                 "loss.detach() with torch.distributed.all_reduce and pass it as step(loss=average)"
             )
-        return super().step(closure, loss=loss)
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
         check_number("kernel_lr", options["kernel_lr"], at_least=0)
 
-    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _initial_group_state(self, group: dict[str, Any]) -> dict[str, Any]:
         return {
             "kernel": initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1),
             # nan before there was one: distributed checkpoints load a tensor only in a tensor's place.
-            "previous_loss": torch.tensor(math.nan, dtype=torch.float64),
+            "previous_loss": torch.tensor(math.nan, dtype=torch.float64, device="cpu"),
         }
 
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"kernel": group["kernel"]}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        kernel = group["kernel"]
-        self._descend_smoothed(
-            group,
-            params,
-            lambda grads: smooth_flattened(grads, len(kernel), kernel),
-            lambda line: ShiftsInPieces(line, len(kernel)).smooth_pieces(kernel),
+    def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
+        kernel, size = part.group["kernel"], part.group["kernel_size"]
+        directions = self._smoothed(
+            part,
+            lambda grads: smooth_flattened(grads, size, kernel),
+            lambda line: ShiftsInPieces(line, size).smooth_pieces(kernel),
         )
-        if loss is not None:
-            previous = group["previous_loss"]
-            improved = loss > previous if group["maximize"] else loss < previous
-            adapted = adapt_to_loss(kernel, improved, group["kernel_lr"])
-            group["kernel"] = torch.where(previous.isnan().to(kernel.device), kernel, adapted)
-            group["previous_loss"] = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else torch.float64)
+        if observed is not None:
+            loss = observed if isinstance(observed, Tensor) else torch.tensor(observed, device="cpu")
+            self._follow(part.group, loss.to(kernel.device, torch.float64))
+        return directions
+
+    def _follow(self, group: dict[str, Any], loss: Tensor) -> None:
+        """Adapt the kernel to the loss. One that is not finite says nothing, and the next is compared with the last."""
+        previous = group["previous_loss"].to(loss.device)
+        fell = loss > previous if group["maximize"] else loss < previous
+        comparable = loss.isfinite() & previous.isfinite()
+        group["kernel"] = torch.where(
+            comparable, adapt_to_loss(group["kernel"], fell, group["kernel_lr"]), group["kernel"]
+        )
+        group["previous_loss"] = torch.where(loss.isfinite(), loss, previous)
 
 
 def several_ranks() -> bool:

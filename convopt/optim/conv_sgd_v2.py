@@ -1,28 +1,23 @@
 """ConvolutionalSGDv2: shared 1-D and 2-D kernels, learned by gradient descent on a three-part loss."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from convopt.optim._base import (
-    SmoothingOptimizer,
-    check_number,
-    grad_of,
-    initial_kernel,
-    is_at_rest,
-    mean_statistics,
-    smooth_flattened,
-    together,
-)
+from convopt.optim._base import Direction, Part, Pieces
+from convopt.optim._checks import check_integer, check_number, grad_of, is_at_rest, params_with_grad
+from convopt.optim._kernels import KernelOptimizer, initial_kernel, mean_statistics, smooth_flattened, together
+from convopt.optim._outliers import new_usual_power, ordinary, powers_of
+from convopt.theory._shifts import BLOCK, LineShifts, PictureShifts, Shifts, ShiftsInPieces
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
-from convopt.theory.smoothing import BLOCK, LineShifts, PictureShifts, Shifts, ShiftsInPieces, at_least_float32
+from convopt.theory.smoothing import at_least_float32
 from convopt.theory.snr import ema_powers
 
 
-class ConvolutionalSGDv2(SmoothingOptimizer):
+class ConvolutionalSGDv2(KernelOptimizer):
     r"""SGD with momentum on gradients that are convolved with learned, softmax-normalised kernels (v2 of the idea).
 
     There are two kernels per param group. The 2-D one smooths weights of Linear layers over (out, in), and those
@@ -38,6 +33,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
     with its exact gradient, where :math:`\bar g` is an exponential moving average of the gradients. The kernels
     follow the gradients alone: a closure or a loss is accepted, as by the other optimizers, but not needed. At a
     learning rate of 0 they rest.
+
+    Rows whose gradient is zero by construction (an embedding's ``padding_idx``, masks) are moved, too. Give such
+    parameters a group of their own with ``kernel_size=1``.
 
     Args:
         params: parameters or param groups.
@@ -58,8 +56,8 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         ValueError: an option is outside its range.
     """
 
-    _float32_state = ("signal",)
-    _shared_kernels = ("logits_1d", "logits_2d")
+    _exact_state = ("signal", "usual_power")
+    _group_kernels = ("logits_1d", "logits_2d")
 
     def __init__(
         self,
@@ -100,11 +98,9 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         weights = options["loss_weights"]
         if not (isinstance(weights, tuple | list) and len(weights) == 3 and all(weight >= 0 for weight in weights)):
             raise ValueError(f"loss_weights must be (direction, signal, smoothness), none negative, got {weights!r}")
-        every = options["kernel_update_every"]
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"kernel_update_every must be a positive integer, got {every!r}")
+        check_integer("kernel_update_every", options["kernel_update_every"], at_least=1)
 
-    def _initial_shared_state(self, group: dict[str, Any]) -> dict[str, Any]:
+    def _initial_group_state(self, group: dict[str, Any]) -> dict[str, Any]:
         init, size = group["kernel_init"], group["kernel_size"]
         return {
             "logits_1d": initial_kernel(init, size, ndim=1).log(),
@@ -116,71 +112,46 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         size = group["kernel_size"]
         return {"kernel_1d": _kernel(group, "logits_1d"), "kernel_2d": _kernel(group, "logits_2d").view(size, size)}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        resting = is_at_rest(group["lr"])
-        layouts = {p: layout for p in params if (layout := _layout(p.shape, group["kernel_size"])) is not None}
-        self._init_signals(list(layouts))
-        if not resting:
-            group["steps"] += 1
-            self._update_signals(group, list(layouts))
-        directions = {p: grad_of(p) for p in params}
-        if resting or group["steps"] % group["kernel_update_every"]:
-            for p, layout in list(layouts.items()):
-                if pieces := self._pieces(group, p, layout):
-                    smoothed = pieces.smooth_pieces(_kernel(group, _logits_name(layout)))
-                    self._descend_in_pieces(group, p, pieces.gradient.shape, smoothed)
-                    del layouts[p], directions[p]
-            directions.update(_smooth(group, layouts))
-        else:
-            for p, layout in layouts.items():
-                directions[p] = self._smooth_and_adapt(group, p, layout)
-        self._descend(group, list(directions), list(directions.values()))
+    def _shapes(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...] | None]:
+        return {"signal": tuple(p.shape), "usual_power": ()}
 
-    def _init_signals(self, params: list[Tensor]) -> None:
+    def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
         """Also at rest: of the state, a distributed checkpoint loads only what a step for show has made."""
-        for p in params:
-            grad, state = at_least_float32(grad_of(p)), self.state[p]
-            if "signal" not in state:
-                state["signal"] = grad.clone(memory_format=torch.preserve_format)
-            elif state["signal"].dtype != grad.dtype:  # it came with a checkpoint in another precision
-                state["signal"] = state["signal"].to(grad.dtype)
+        if _layout(p.shape, group["kernel_size"]) is None:
+            return False
+        precision = at_least_float32(grad_of(p)).dtype
+        new = "signal" not in state
+        if new:
+            state["signal"] = torch.zeros_like(p, dtype=precision, memory_format=torch.preserve_format)
+            state["usual_power"] = new_usual_power(p.device)
+        elif state["signal"].dtype != precision:  # it came with a checkpoint in another precision
+            state["signal"] = state["signal"].to(precision)
+        return new
 
-    def _update_signals(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if params:
-            weight = 1 if group["steps"] == 1 else 1 - group["noise_estimation_momentum"]
-            signals = [self.state[p]["signal"] for p in params]
-            torch._foreach_lerp_(signals, [at_least_float32(grad_of(p)) for p in params], weight)
+    def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
+        group, seen = part.group, self._seen(part)
+        directions: list[Direction] = [grad_of(p) for p in part.params]
+        resting = is_at_rest(group["lr"])
+        group["steps"] += not resting
+        adapts = not resting and group["steps"] % group["kernel_update_every"] == 0
+        may_teach = [] if resting else _update_signals(group, seen, adapts)
+        if adapts:
+            smoothed: Sequence[Direction] = _smooth_and_adapt(group, seen, may_teach)
+        else:
+            smoothed = _smooth(group, seen)
+        for each, direction in zip(seen, smoothed, strict=True):
+            directions[each.place] = direction
+        return directions
 
-    def _smooth_and_adapt(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Tensor:
-        """Smooth the gradient of ``p`` with its kernel as it is, then take one step of the kernel's logits."""
-        name = _logits_name(layout)
-        kernel = _kernel(group, name)
-        shifts = self._shifts(group, p, layout)
-        (smoothed,) = shifts.smooth(kernel)
-        references = self._references(p, layout, smoothed.dtype)
-        derivative = three_part_loss_derivative(smoothed, *references, group["loss_weights"])
-        gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
-        group[name] = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
-        return smoothed.view(p.shape)
-
-    def _shifts(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> Shifts:
-        """Those of the gradient of ``p``."""
-        if pieces := self._pieces(group, p, layout):
-            return pieces
-        folded = _fold(grad_of(p), layout)
-        if layout == "flat":
-            return LineShifts([folded], group["kernel_size"])
-        return PictureShifts([folded], group["kernel_size"], step=_step(p.shape, layout))
-
-    def _pieces(self, group: dict[str, Any], p: Tensor, layout: "Layout") -> ShiftsInPieces | None:
-        """Those of a large gradient that the kernel sees as a line or as one picture, interleaved or not."""
-        if not self._goes_in_pieces(p) or (layout == "matrix" and p.ndim == 4):
-            return None
-        return ShiftsInPieces(_fold(grad_of(p), layout), group["kernel_size"], _step(p.shape, layout))
-
-    def _references(self, p: Tensor, layout: "Layout", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What the loss compares the smoothed gradient with: the gradient itself and its moving average."""
-        return _fold(grad_of(p), layout).to(dtype), _fold(self.state[p]["signal"], layout).to(dtype)
+    def _seen(self, part: Part) -> list["Seen"]:
+        """The gradients that a kernel smooths."""
+        seen = []
+        for place, (p, state, large) in enumerate(zip(part.params, part.states, self._go_in_pieces(part), strict=True)):
+            layout = _layout(p.shape, part.group["kernel_size"])
+            if layout is not None:
+                in_pieces = large and not (layout == "matrix" and p.ndim == 4)
+                seen.append(Seen(place, grad_of(p), state, layout, in_pieces))
+        return seen
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:
@@ -191,15 +162,12 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
         """
         losses, powers = [], []
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and "signal" in self.state.get(p, {}):
-                    layout = _layout(p.shape, group["kernel_size"])
-                    assert layout is not None
-                    kernel = _kernel(group, _logits_name(layout))
-                    (smoothed,) = self._shifts(group, p, layout).smooth(kernel)
-                    grad, signal = self._references(p, layout, smoothed.dtype)
-                    losses.append(three_part_loss(smoothed, grad, signal, group["loss_weights"]))
-                    powers.append(ema_powers(signal, grad))
+            params = [p for p in params_with_grad(group) if "signal" in self.state.get(p, {})]
+            for seen in self._seen(Part(group, params, [self.state[p] for p in params])):
+                (smoothed,) = _shifts(group, seen).smooth(_kernel(group, _logits_name(seen.layout)))
+                grad, signal = _references(seen, smoothed.dtype)
+                losses.append(three_part_loss(smoothed, grad, signal, group["loss_weights"]))
+                powers.append(ema_powers(signal, grad))
         if not losses:
             return {}
         signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
@@ -207,6 +175,122 @@ class ConvolutionalSGDv2(SmoothingOptimizer):
 
 
 Layout = Literal["matrix", "taps", "flat"]
+
+
+class Seen(NamedTuple):
+    """A gradient that a kernel smooths.
+
+    Attributes:
+        place: of its parameter among those that have a gradient.
+        gradient: as it is.
+        state: of its parameter.
+        layout: how the kernel sees it.
+        large: whether it is smoothed piece by piece; then the kernel sees it as a line or as one image.
+    """
+
+    place: int
+    gradient: Tensor
+    state: dict[str, Any]
+    layout: Layout
+    large: bool
+
+
+def _update_signals(group: dict[str, Any], seen: list[Seen], adapts: bool) -> list[bool | Tensor]:
+    """Move the averages of gradients by those that are ordinary; which are."""
+    if not seen:
+        return []
+    grads, states = [at_least_float32(each.gradient) for each in seen], [each.state for each in seen]
+    may_teach, first = ordinary(states, powers_of(grads), update=adapts)
+    _move([state["signal"] for state in states], grads, 1 - group["noise_estimation_momentum"], first, may_teach)
+    return may_teach
+
+
+def _move(
+    averages: list[Tensor],
+    grads: list[Tensor],
+    weight: float,
+    first: list[bool | Tensor],
+    may_teach: list[bool | Tensor],
+) -> None:
+    """Move averages of gradients in place by those that may teach, and begin them with the first."""
+    if all(isinstance(verdict, bool) for verdict in may_teach):
+        moved = [i for i, verdict in enumerate(may_teach) if verdict]
+        begun, known = [i for i in moved if first[i]], [i for i in moved if not first[i]]
+        for i in begun:
+            averages[i].copy_(grads[i])
+        if known:
+            torch._foreach_lerp_([averages[i] for i in known], [grads[i] for i in known], weight)
+        return
+    for average, grad, is_first, verdict in zip(averages, grads, first, may_teach, strict=True):
+        moved_by = torch.where(torch.as_tensor(is_first), grad, torch.lerp(average, grad, weight))
+        average.copy_(torch.where(torch.as_tensor(verdict), moved_by, average))
+
+
+def _smooth_and_adapt(group: dict[str, Any], seen: list[Seen], may_teach: list[bool | Tensor]) -> list[Tensor]:
+    """The smoothed gradients, parameter after parameter; after each, its kernel's logits take one step.
+
+    A step that leaves the precision's range is not taken.
+    """
+    before = {name: group[name] for name in ("logits_1d", "logits_2d")}
+    smoothed = [_smooth_one_and_adapt(group, each, verdict) for each, verdict in zip(seen, may_teach, strict=True)]
+    for name, logits in before.items():
+        if group[name] is not logits:
+            group[name] = torch.where(group[name].isfinite().all(), group[name], logits)
+    return smoothed
+
+
+def _smooth_one_and_adapt(group: dict[str, Any], seen: Seen, may_teach: bool | Tensor) -> Tensor:
+    name = _logits_name(seen.layout)
+    kernel, shifts = _kernel(group, name), _shifts(group, seen)
+    (smoothed,) = shifts.smooth(kernel)
+    if may_teach is not False:
+        derivative = three_part_loss_derivative(smoothed, *_references(seen, smoothed.dtype), group["loss_weights"])
+        gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
+        adapted = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
+        group[name] = adapted if may_teach is True else torch.where(may_teach, adapted, group[name])
+    return smoothed.view(seen.gradient.shape)
+
+
+def _smooth(group: dict[str, Any], seen: list[Seen]) -> list[Direction]:
+    """The smoothed gradients, with the group's kernels as they are; large ones in pieces."""
+    size, directions = group["kernel_size"], [cast(Direction, each.gradient) for each in seen]
+    kernels = {name: _kernel(group, name) for name in ("logits_1d", "logits_2d")}
+    folded = [_fold(each.gradient, each.layout) for each in seen]
+    steps = [_step(each.gradient.shape, each.layout) for each in seen]
+    for i, each in enumerate(seen):
+        if each.large:
+            pieces = ShiftsInPieces(folded[i], size, steps[i]).smooth_pieces(kernels[_logits_name(each.layout)])
+            directions[i] = Pieces(tuple(folded[i].shape), pieces)
+    flat = [i for i, each in enumerate(seen) if not each.large and each.layout == "flat"]
+    lines = smooth_flattened([seen[i].gradient for i in flat], size, kernels["logits_1d"])
+    for i, line in zip(flat, lines, strict=True):
+        directions[i] = line
+
+    def alike(i: int) -> Hashable:
+        # To join large ones would cost a copy of them and save nothing.
+        gradient = folded[i]
+        return gradient.device, gradient.dtype, gradient.shape[-1], steps[i], i if gradient.numel() > BLOCK else None
+
+    for some in together((i for i, each in enumerate(seen) if not each.large and each.layout != "flat"), key=alike):
+        images = PictureShifts([folded[i] for i in some], size, step=steps[some[0]]).smooth(kernels["logits_2d"])
+        for i, image in zip(some, images, strict=True):
+            directions[i] = image.view(seen[i].gradient.shape)
+    return directions
+
+
+def _shifts(group: dict[str, Any], seen: Seen) -> Shifts:
+    """Those of a gradient."""
+    folded, step = _fold(seen.gradient, seen.layout), _step(seen.gradient.shape, seen.layout)
+    if seen.large:
+        return ShiftsInPieces(folded, group["kernel_size"], step)
+    if seen.layout == "flat":
+        return LineShifts([folded], group["kernel_size"])
+    return PictureShifts([folded], group["kernel_size"], step=step)
+
+
+def _references(seen: Seen, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the loss compares the smoothed gradient with: the gradient itself and its moving average."""
+    return _fold(seen.gradient, seen.layout).to(dtype), _fold(seen.state["signal"], seen.layout).to(dtype)
 
 
 @lru_cache(maxsize=4096)
@@ -220,14 +304,14 @@ def _layout(shape: torch.Size, size: int) -> Layout | None:
 
 
 def _fold(tensor: Tensor, layout: Layout) -> Tensor:
-    """``tensor`` as a line, or as pictures, or as pictures that are interleaved along the last axis."""
+    """``tensor`` as a line, or as images, or as images that are interleaved along the last axis."""
     if layout == "flat":
         return tensor.reshape(-1)
     return tensor.reshape(len(tensor), -1) if layout == "taps" else tensor
 
 
 def _step(shape: torch.Size, layout: Layout) -> int:
-    """How many pictures are interleaved."""
+    """How many images are interleaved."""
     return shape[2:].numel() if layout == "taps" else 1
 
 
@@ -237,24 +321,3 @@ def _logits_name(layout: Layout) -> str:
 
 def _kernel(group: dict[str, Any], name: str) -> Tensor:
     return torch.softmax(group[name], 0)
-
-
-def _smooth(group: dict[str, Any], layouts: dict[Tensor, Layout]) -> dict[Tensor, Tensor]:
-    """The smoothed gradient of each parameter, with the group's kernels as they are."""
-    size = group["kernel_size"]
-    flat = [p for p, layout in layouts.items() if layout == "flat"]
-    directions = smooth_flattened([grad_of(p) for p in flat], size, _kernel(group, "logits_1d"))
-    smoothed = dict(zip(flat, directions, strict=True))
-    kernel = _kernel(group, "logits_2d")
-    folded = {p: _fold(grad_of(p), layout) for p, layout in layouts.items() if layout != "flat"}
-    steps = {p: _step(p.shape, layouts[p]) for p in folded}
-
-    def alike(p: Tensor) -> Hashable:
-        # To join large ones would cost a copy of them and save nothing.
-        return p.device, folded[p].dtype, folded[p].shape[-1], steps[p], p if p.numel() > BLOCK else None
-
-    for params in together(folded, key=alike):
-        pictures = PictureShifts([folded[p] for p in params], size, step=steps[params[0]]).smooth(kernel)
-        for p, picture in zip(params, pictures, strict=True):
-            smoothed[p] = picture.view(p.shape)
-    return smoothed

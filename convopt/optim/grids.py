@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from convopt.optim._base import check_integer
+from convopt.optim._checks import check_integer
 
 
 def spatial_axes(grid: Sequence[int]) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def check_grid(grid: Sequence[int], shape: Sequence[int], name: str) -> None:
 
 
 def spatial_param_groups(
-    model: nn.Module, sample_input: Any, smallest_kernel: int = 7
+    model: nn.Module, sample_input: Any, *, smallest_kernel: int = 7
 ) -> tuple[list[dict[str, Any]], str]:
     """Param groups in which the weights that look at pictures have a ``grid``, and an account of what was found.
 
@@ -62,9 +62,14 @@ def spatial_param_groups(
         parameter that has one and its reason.
 
     Raises:
+        TypeError: ``model`` is not a module, as where the two arguments are swapped.
         ValueError: ``smallest_kernel`` is not a positive integer, or a parameter is not initialised yet, as in a lazy
             module before its first forward pass.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}: the model comes first, then a sample input"
+        )
     check_integer("smallest_kernel", smallest_kernel, at_least=1)
     names = {p: name for name, p in model.named_parameters()}
     for p, name in names.items():

@@ -1,15 +1,17 @@
 """LaplacianSmoothingSGD: a fixed kernel without end."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer
+from convopt.optim._base import Direction, Part, SmoothingOptimizer
+from convopt.optim._checks import check_number, grad_of
+from convopt.theory._shifts import PIECE
 from convopt.theory.kernels import decay_ratio
-from convopt.theory.smoothing import PIECE, at_least_float32
+from convopt.theory.smoothing import at_least_float32
 
 
 class LaplacianSmoothingSGD(SmoothingOptimizer):
@@ -23,12 +25,15 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
     :math:`1 / (1 + 2 \sigma (1 - \cos \omega))`, between :math:`1 / (1 + 4 \sigma)` and 1: positive, so every step
     descends, and the gradient's mean stays. Nothing is learnt; a loss or closure is accepted but not needed.
 
+    Rows whose gradient is zero by construction (an embedding's ``padding_idx``, masks) are moved, too. Give such
+    parameters a group of their own with ``sigma=0``.
+
     Args:
         params: parameters or param groups.
         lr: learning rate, a float or a tensor of one element.
         momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
             smoothing.
-        sigma: strength, positive, in elements squared. The paper uses 1 to 3.
+        sigma: strength, in elements squared; 0 leaves gradients as they are. The paper uses 1 to 3.
 
     Raises:
         ValueError: an option is outside its range.
@@ -60,17 +65,14 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
-        if not options["sigma"] > 0:
-            raise ValueError(f"sigma must be positive, got {options['sigma']!r}")
+        check_number("sigma", options["sigma"], at_least=0)
 
-    def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {}
-
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        sigma = group["sigma"]
-        self._descend_smoothed(
-            group,
-            params,
+    def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
+        sigma = part.group["sigma"]
+        if sigma == 0:
+            return [grad_of(p) for p in part.params]
+        return self._smoothed(
+            part,
             lambda grads: [smooth_on_ring(grad, sigma) for grad in grads],
             lambda line: _smooth_pieces_of_ring(at_least_float32(line), sigma, PIECE),
         )

@@ -1,25 +1,22 @@
 """LocalLossConvSGD: a 1-D kernel of its own for each parameter, taught by a local loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convopt.optim._base import (
-    SmoothingOptimizer,
-    check_number,
-    grad_of,
-    initial_kernel,
-    mean_statistics,
-    named_params,
-    together,
-)
+from convopt.optim._base import Direction, Part, Pieces
+from convopt.optim._checks import check_number, grad_of, named_params
+from convopt.optim._kernels import KernelOptimizer, initial_kernel, mean_statistics, together
+from convopt.optim._outliers import new_usual_power, ordinary, select
+from convopt.theory._shifts import LineShifts, ShiftsInPieces
 from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_of_taps, through_normalisation
 from convopt.theory.kernels import clip_to_simplex
-from convopt.theory.smoothing import LineShifts, ShiftsInPieces, at_least_float32, smooth
+from convopt.theory.smoothing import ShiftStatistics, at_least_float32, smooth
 
 
-class LocalLossConvSGD(SmoothingOptimizer):
+class LocalLossConvSGD(KernelOptimizer):
     r"""SGD with momentum on gradients that are convolved with a kernel per parameter.
 
     Each gradient is flattened, reflect-padded and convolved; a gradient shorter than the kernel passes through.
@@ -28,6 +25,9 @@ class LocalLossConvSGD(SmoothingOptimizer):
     .. math::  L_W = -\cos(g, W * g) + \lambda\, \mathrm{Var}(W * g)
 
     with the exact gradient through the normalisation W / sum(W), is clipped at zero and divided by its sum.
+
+    Rows whose gradient is zero by construction (an embedding's ``padding_idx``, masks) are moved, too. Give such
+    parameters a group of their own with ``kernel_size=1``.
 
     Args:
         params: parameters or param groups.
@@ -43,7 +43,7 @@ class LocalLossConvSGD(SmoothingOptimizer):
         ValueError: an option is outside its range.
     """
 
-    _float32_state = ("kernel",)
+    _exact_state = ("kernel", "usual_power")
 
     def __init__(
         self,
@@ -81,37 +81,44 @@ class LocalLossConvSGD(SmoothingOptimizer):
     def _kernels_of(self, group: dict[str, Any]) -> dict[str, Tensor]:
         return {name: self.state[p]["kernel"] for name, p in named_params(group) if "kernel" in self.state.get(p, {})}
 
-    def _step_group(self, group: dict[str, Any], params: list[Tensor], loss: Tensor | float | None) -> None:
-        directions = {p: grad_of(p) for p in params}
-        long_enough = [p for p in params if p.numel() >= group["kernel_size"]]
-        for some in together(long_enough, key=lambda p: (p.device, directions[p].dtype, self._goes_in_pieces(p))):
-            kernels, shifts = self._kernels_and_shifts(group, some)
-            if self._goes_in_pieces(some[0]):
-                for p, kernel in zip(some, kernels, strict=True):
-                    pieces = ShiftsInPieces(grad_of(p).view(-1), group["kernel_size"]).smooth_pieces(kernel)
-                    self._descend_in_pieces(group, p, (-1,), pieces)
-                    del directions[p]
+    def _shapes(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...] | None]:
+        return {"kernel": (group["kernel_size"],), "usual_power": ()}
+
+    def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
+        new = "kernel" not in state and p.numel() >= group["kernel_size"]
+        if new:
+            state["kernel"] = initial_kernel(group["kernel_init"], group["kernel_size"], ndim=1).to(p.device)
+            state["usual_power"] = new_usual_power(p.device)
+        return new
+
+    def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
+        size, gradients, large = part.group["kernel_size"], [grad_of(p) for p in part.params], self._go_in_pieces(part)
+        directions: list[Direction] = list(gradients)
+        long_enough = [i for i, gradient in enumerate(gradients) if gradient.numel() >= size]
+        for some in together(long_enough, key=lambda i: (gradients[i].device, gradients[i].dtype, large[i])):
+            lines, states = [gradients[i].reshape(-1) for i in some], [part.states[i] for i in some]
+            kernels, shifts = torch.stack([state["kernel"] for state in states]), LineShifts(lines, size)
+            if large[some[0]]:
+                for i, line, kernel in zip(some, lines, kernels, strict=True):
+                    directions[i] = Pieces((-1,), ShiftsInPieces(line, size).smooth_pieces(kernel))
             else:
-                for p, direction in zip(some, shifts.smooth(kernels), strict=True):
-                    directions[p] = direction.view(p.shape)
-            self._adapt(group, some, kernels, shifts)
-        self._descend(group, list(directions), list(directions.values()))
+                for i, smoothed in zip(some, shifts.smooth(kernels), strict=True):
+                    directions[i] = smoothed.view(gradients[i].shape)
+            self._adapt(part.group, states, kernels, shifts.statistics())
+        return directions
 
-    def _kernels_and_shifts(self, group: dict[str, Any], params: list[Tensor]) -> tuple[Tensor, LineShifts]:
-        """The parameters' kernels, stacked, and the shifts of their flattened gradients."""
-        size = group["kernel_size"]
-        for p in params:
-            if "kernel" not in self.state[p]:
-                self.state[p]["kernel"] = initial_kernel(group["kernel_init"], size, ndim=1).to(p.device)
-        kernels = torch.stack([self.state[p]["kernel"] for p in params])
-        return kernels, LineShifts([grad_of(p).reshape(-1) for p in params], size)
-
-    def _adapt(self, group: dict[str, Any], params: list[Tensor], kernels: Tensor, shifts: LineShifts) -> None:
-        """Take one step of all those kernels."""
-        slopes = local_loss_of_taps(kernels, shifts.statistics(), group["lambd"]).gradient
-        slopes = through_normalisation(slopes.float(), kernels)
-        adapted = clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"]))
-        torch._foreach_copy_([self.state[p]["kernel"] for p in params], adapted.unbind())
+    def _adapt(
+        self, group: dict[str, Any], states: list[dict[str, Any]], kernels: Tensor, statistics: ShiftStatistics
+    ) -> None:
+        """Take one step of each kernel whose gradient is an ordinary one."""
+        slopes = local_loss_of_taps(kernels, statistics, group["lambd"]).gradient
+        slopes = through_normalisation(slopes, kernels.to(slopes.dtype))
+        adapted = clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"])).float()
+        centre = kernels.shape[1] // 2
+        # The mean power will do: what is usual is known of each parameter apart.
+        may_teach, _ = ordinary(states, statistics.products[:, centre, centre].double())
+        adapted = select(may_teach, adapted, kernels)
+        torch._foreach_copy_([state["kernel"] for state in states], list(adapted.unbind()))
 
     @torch.no_grad()
     def statistics(self) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._base import SmoothingOptimizer, grad_of
+from convopt.optim._checks import check_integer, grad_of
+from convopt.optim._kernels import KernelOptimizer
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.theory.snr import ema_powers
 
@@ -24,11 +25,19 @@ class KernelRecorder:
         optimizer: ConvolutionalSGD, LocalLossConvSGD or ConvolutionalSGDv2.
         every: steps from one entry to the next.
         beta: factor of the EMA of gradients behind the SNR, for an optimizer that keeps none itself.
+
+    Raises:
+        TypeError: ``optimizer`` has no kernels.
+        ValueError: ``every`` is not a positive integer.
     """
 
-    def __init__(self, optimizer: SmoothingOptimizer, every: int = 1, beta: float = 0.99):
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ValueError(f"every must be a positive integer, got {every!r}")
+    def __init__(self, optimizer: KernelOptimizer, every: int = 1, beta: float = 0.99):
+        if not isinstance(optimizer, KernelOptimizer):
+            raise TypeError(
+                "optimizer must have learned kernels (ConvolutionalSGD, LocalLossConvSGD or ConvolutionalSGDv2), got "
+                f"{type(optimizer).__name__}"
+            )
+        check_integer("every", every, at_least=1)
         self.every = every
         self.beta = beta
         self.steps = 0
@@ -57,7 +66,7 @@ class KernelRecorder:
         return {column: [value.get(column) for value in values] for column in columns}
 
     @torch.no_grad()
-    def _record(self, optimizer: SmoothingOptimizer, args: Any, kwargs: Any) -> None:
+    def _record(self, optimizer: KernelOptimizer, args: Any, kwargs: Any) -> None:
         self.steps += 1
         own_snr = isinstance(optimizer, LocalLossConvSGD)  # v2 has one, v1 no statistics
         if own_snr:
@@ -69,17 +78,17 @@ class KernelRecorder:
             statistics["snr"] = self._snr(optimizer)
         self._entries.append({"step": self.steps, **optimizer.kernels(), **statistics})
 
-    def _follow(self, optimizer: SmoothingOptimizer) -> None:
+    def _follow(self, optimizer: KernelOptimizer) -> None:
         """Move the averages of the gradients in place."""
         for p in _with_grad(optimizer):
             grad = grad_of(p).float()
             self._signals.setdefault(p, grad.clone()).lerp_(grad, 1 - self.beta)
 
-    def _snr(self, optimizer: SmoothingOptimizer) -> Tensor:
+    def _snr(self, optimizer: KernelOptimizer) -> Tensor:
         powers = [ema_powers(self._signals[p], grad_of(p)) for p in _with_grad(optimizer)]
         signal_power, noise_power = (torch.stack(parts).sum() for parts in zip(*powers, strict=True))
         return signal_power / noise_power
 
 
-def _with_grad(optimizer: SmoothingOptimizer) -> list[Tensor]:
+def _with_grad(optimizer: KernelOptimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

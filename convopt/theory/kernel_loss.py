@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from convopt.theory._ambient import in_full_precision
+from convopt.theory._ways import ways
 from convopt.theory.kernels import check_size
-from convopt.theory.smoothing import ShiftStatistics, product_of_rows
+from convopt.theory.smoothing import ShiftStatistics
 
 
 class KernelLoss(NamedTuple):
@@ -43,7 +45,7 @@ def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Kernel
         grad: g, same shape and dtype.
         variance_weight: lambda, in units of 1 / gradient squared: the loss depends on the gradient's scale.
     """
-    cosine = _cosine_parts(*_powers(smoothed, grad))[0]
+    cosine = _cosine_parts(*ways().powers(smoothed, grad))[0]
     return KernelLoss(variance_weight * smoothed.var(correction=0) - cosine, cosine)
 
 
@@ -57,7 +59,7 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
         weights: (d, s, v), the weights of direction, signal and smoothness.
     """
     direction, closeness, smoothness = weights
-    cosine = _cosine_parts(*_powers(smoothed, grad))[0]
+    cosine = _cosine_parts(*ways().powers(smoothed, grad))[0]
     error = (smoothed - signal).square().mean()
     roughness = smoothed.var(correction=0) * _reciprocal(grad.var(correction=0))
     return KernelLoss(direction * (1 - cosine) + closeness * error + smoothness * roughness, cosine)
@@ -69,7 +71,7 @@ def three_part_loss_derivative(
     """The derivative of :func:`three_part_loss` with respect to y, in its shape."""
     direction, closeness, smoothness = weights
     y, g = smoothed, grad
-    _, along_grad, along_smoothed = _cosine_parts(*_powers(y, g))
+    _, along_grad, along_smoothed = _cosine_parts(*ways().powers(y, g))
     slope = 2 * closeness / y.numel()
     derivative = (y * (direction * along_smoothed + slope)).addcmul_(g, along_grad, value=-direction)
     if closeness:
@@ -92,6 +94,7 @@ class TapsLoss(NamedTuple):
     gradient: Tensor
 
 
+@in_full_precision
 def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weight: float) -> TapsLoss:
     """The README's kernel loss ``-cos(g, W * g) + lambda Var(W * g)``; see :func:`local_loss`.
 
@@ -140,6 +143,7 @@ def white_noise_weight(centre: float, size: int) -> float:
     return other / (2 * (centre - other) * norm**3)
 
 
+@in_full_precision
 def three_part_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, weights: tuple[float, float, float]) -> TapsLoss:
     """ConvolutionalSGDv2's loss; see :func:`three_part_loss`.
 
@@ -170,6 +174,7 @@ def three_part_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, weights: 
     )
 
 
+@in_full_precision
 def cross_loss_of_taps(taps: Tensor, statistics: ShiftStatistics) -> TapsLoss:
     """The cross-gradient loss ``-cos(g', W * g)``, with g' another batch's gradient as the statistics' target.
 
@@ -192,6 +197,7 @@ def cross_loss_of_taps(taps: Tensor, statistics: ShiftStatistics) -> TapsLoss:
     return TapsLoss(-cosine, -gradient.view(taps.shape))
 
 
+@in_full_precision
 def wiener_taps(statistics: ShiftStatistics) -> Tensor:
     """The taps that minimise :func:`cross_loss_of_taps`: ``A^-1 c``, Wiener's filter of finite length, ``(n,)``.
 
@@ -239,14 +245,6 @@ def _variance_of_taps(
     return power - mean.square(), 2 * (along_taps - mean.unsqueeze(-1) * statistics.means)
 
 
-def _powers(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """|y|^2, |g|^2 and <y, g> of two tensors of one shape."""
-    if torch.compiler.is_compiling():  # it makes one loop of sums over rows, but not of dot products
-        return product_of_rows(y, y), product_of_rows(g, g), product_of_rows(y, g)
-    y, g = y.reshape(-1), g.reshape(-1)
-    return torch.dot(y, y), torch.dot(g, g), torch.dot(y, g)
-
-
 def _cosine_parts(power: Tensor, target_power: Tensor, product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """cos(target, y) from |y|^2, |target|^2 and <y, target>, and the factors of target and of -y in its derivative.
 
@@ -269,6 +267,7 @@ def through_softmax(taps_gradient: Tensor, taps: Tensor) -> Tensor:
     return taps * (taps_gradient - torch.dot(taps, taps_gradient))
 
 
+@in_full_precision
 def through_normalisation(taps_gradient: Tensor, kernel: Tensor) -> Tensor:
     """The gradient with respect to vectors ``(..., n)`` of a loss whose gradient at ``kernel / sum(kernel)`` is given.
 

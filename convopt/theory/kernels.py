@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from convopt.theory._ambient import in_full_precision
+
 
 def check_size(size: int, name: str = "kernel_size") -> int:
     """Return ``size`` if it is an odd positive int, which alone has a centre tap; else raise ValueError."""
@@ -21,7 +23,7 @@ def check_size(size: int, name: str = "kernel_size") -> int:
 def uniform(size: int, ndim: int = 1) -> Tensor:
     """The box kernel, float32, shape ``(size,) * ndim``: every tap equal. Its response dips below zero."""
     check_size(size, "size")
-    return torch.full((size,) * ndim, 1.0 / size**ndim)
+    return torch.full((size,) * ndim, 1.0 / size**ndim, dtype=torch.float32, device="cpu")
 
 
 def gaussian(size: int, ndim: int = 1, sigma: float | None = None) -> Tensor:
@@ -32,7 +34,7 @@ def gaussian(size: int, ndim: int = 1, sigma: float | None = None) -> Tensor:
     check_size(size, "size")
     sigma = size / 4 if sigma is None else sigma
     _check_positive("sigma", sigma)
-    distance = torch.arange(size, dtype=torch.float64) - size // 2
+    distance = _positions(size) - size // 2
     profile = torch.exp(-(distance**2) / (2 * sigma**2))
     return _separable(profile / profile.sum(), ndim)
 
@@ -43,7 +45,7 @@ def binomial(size: int, ndim: int = 1) -> Tensor:
     Its response is ``cos(omega / 2) ** (size - 1)`` along each axis, which is never negative.
     """
     check_size(size, "size")
-    row = torch.tensor([math.comb(size - 1, i) for i in range(size)], dtype=torch.float64)
+    row = torch.tensor([math.comb(size - 1, i) for i in range(size)], dtype=torch.float64, device="cpu")
     return _separable(row / row.sum(), ndim)
 
 
@@ -62,7 +64,7 @@ def laplacian(size: int, ndim: int = 1, sigma: float = 1.0) -> Tensor:
     Source: Osher et al., Laplacian Smoothing Gradient Descent (arXiv:1806.06317), equation 4.
     """
     check_size(size, "size")
-    profile = decay_ratio(sigma) ** (torch.arange(size, dtype=torch.float64) - size // 2).abs()
+    profile = decay_ratio(sigma) ** (_positions(size) - size // 2).abs()
     return _separable(profile / profile.sum(), ndim)
 
 
@@ -87,7 +89,7 @@ def laplacian_response(frequencies: Tensor, sigma: float = 1.0) -> Tensor:
 def identity(size: int, ndim: int = 1) -> Tensor:
     """The kernel that changes nothing, float32, shape ``(size,) * ndim``: 1 at the centre, 0 elsewhere."""
     check_size(size, "size")
-    centre = torch.zeros(size, dtype=torch.float64)
+    centre = torch.zeros(size, dtype=torch.float64, device="cpu")
     centre[size // 2] = 1
     return _separable(centre, ndim)
 
@@ -114,6 +116,10 @@ def _separable(profile: Tensor, ndim: int) -> Tensor:
     return kernel.float()
 
 
+def _positions(end: int, start: int = 0) -> Tensor:
+    return torch.arange(start, end, dtype=torch.float64, device="cpu")
+
+
 def clip_to_simplex(kernel: Tensor) -> Tensor:
     """Clip taps at zero and divide by their sum over the last axis, without reading a value back from the device.
 
@@ -125,11 +131,13 @@ def clip_to_simplex(kernel: Tensor) -> Tensor:
     return torch.where(total == 0, 1 / kernel.shape[-1], clipped / total)
 
 
+@in_full_precision
 def from_logits(logits: Tensor) -> Tensor:
     """The softmax over all taps: a kernel on the simplex, of the shape of ``logits``. Its taps are positive."""
     return torch.softmax(logits.reshape(-1), 0).view(logits.shape)
 
 
+@in_full_precision
 def frequency_response(kernel: Tensor, *frequencies: Tensor) -> Tensor:
     """The real part of a kernel's response: ``sum_i w_i cos(omega . (i - centre))``.
 
@@ -151,9 +159,9 @@ def frequency_response(kernel: Tensor, *frequencies: Tensor) -> Tensor:
             f"{tuple(kernel.shape)} and {len(frequencies)}"
         )
     frequencies = torch.broadcast_tensors(*frequencies)  # type: ignore[no-untyped-call]
-    distances = torch.cartesian_prod(*[torch.arange(size) - size // 2 for size in kernel.shape]).view(-1, kernel.ndim)
-    phases = torch.stack(frequencies, -1) @ distances.T.to(frequencies[0].dtype)
-    return torch.cos(phases) @ kernel.reshape(-1).to(frequencies[0].dtype)
+    distances = torch.cartesian_prod(*[_positions(size) - size // 2 for size in kernel.shape]).view(-1, kernel.ndim)
+    phases = torch.stack(frequencies, -1) @ distances.T.to(frequencies[0])
+    return torch.cos(phases) @ kernel.reshape(-1).to(frequencies[0])
 
 
 def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +184,8 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     spacing = torch.pi / (points - 1)
     wavering = kernel.abs().sum() - kernel.flatten()[kernel.numel() // 2].abs()
     slack = kernel.ndim * wavering * (spacing * (kernel.shape[0] // 2) / 2) ** 2 / 2
-    grid = torch.meshgrid(*[torch.linspace(0, torch.pi, points, dtype=torch.float64)] * kernel.ndim, indexing="ij")
+    along = torch.linspace(0, torch.pi, points, dtype=torch.float64, device="cpu")
+    grid = torch.meshgrid(*[along] * kernel.ndim, indexing="ij")
     values = frequency_response(kernel, *grid)
     neighbourhood = F.max_pool2d(-values.reshape(1, points, -1), 3, stride=1, padding=1).view_as(values)
     bottoms = ((-values >= neighbourhood) & (values <= values.min() + slack)).flatten().nonzero().squeeze(1)
@@ -190,11 +199,11 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
 
 def _descend_response(kernel: Tensor, frequencies: Tensor, spacing: float) -> Tensor:
     """The lowest points of the response within about ``spacing`` of each of ``frequencies``, ``(n, kernel.ndim)``."""
-    offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, 9, dtype=torch.float64)] * kernel.ndim)
+    offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, 9, dtype=torch.float64, device="cpu")] * kernel.ndim)
     while spacing > 1e-6:
         nearby = (frequencies.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
         lowest = frequency_response(kernel, *nearby.unbind(-1)).argmin(1)
-        frequencies = nearby[torch.arange(len(nearby)), lowest]
+        frequencies = nearby.take_along_dim(lowest[:, None, None], 1).squeeze(1)
         spacing /= 4
     return frequencies
 
@@ -239,10 +248,7 @@ def ascent_gradient(kernel: Tensor) -> Tensor | None:
         if frequency_response(kernel, *waves) < 0:
             break
         longest *= 2
-    profiles = [
-        torch.cos(wave * (torch.arange(length, dtype=torch.float64) + 0.5))
-        for wave, length in zip(waves, lengths, strict=True)
-    ]
+    profiles = [torch.cos(wave * (_positions(length) + 0.5)) for wave, length in zip(waves, lengths, strict=True)]
     return profiles[0] if kernel.ndim == 1 else torch.outer(*profiles)
 
 
@@ -251,7 +257,7 @@ def _fitting_wave(frequency: Tensor, shortest: int, longest: int) -> tuple[int, 
 
     Such a wave, short of the highest frequency, goes on as itself beyond circular and symmetric boundaries.
     """
-    lengths = torch.arange(shortest, longest + 1)
+    lengths = _positions(longest + 1, shortest)
     periods = (frequency * lengths / (2 * torch.pi)).round().minimum((lengths - 1) // 2)
     waves = 2 * torch.pi * periods / lengths
     nearest = (waves - frequency).abs().argmin()
@@ -284,7 +290,7 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
     taps = check_symmetric(kernel)
     if not taps.sum() > 0:
         raise ValueError(f"kernel must have a positive sum, got {kernel}")
-    distances = torch.arange(taps.shape[0]) - taps.shape[0] // 2
+    distances = _positions(taps.shape[0]) - taps.shape[0] // 2
     waves, nearest = [], taps
     for _ in range(100):
         lowest, frequencies = minimum_response(nearest)

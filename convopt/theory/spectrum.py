@@ -6,21 +6,21 @@ symmetric boundaries, is a pointwise gain: its frequency response on the grid of
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from convopt.theory._ambient import constant, in_full_precision
 from convopt.theory.kernels import check_symmetric, frequency_response
 
 
 def frequencies(length: int) -> Tensor:
     """The frequencies of the DCT-II along an axis of ``length`` elements: ``pi i / length``, radians, float64."""
-    return torch.pi / length * torch.arange(length, dtype=torch.float64)
+    return torch.pi / length * _positions(length)
 
 
-@lru_cache(maxsize=64)
+@constant(64)
 def dct_matrix(length: int) -> Tensor:
     """The orthonormal DCT-II as a matrix, ``(length, length)``, float64, row i the wave of frequency i. Only read it.
 
@@ -28,12 +28,13 @@ def dct_matrix(length: int) -> Tensor:
     """
     if length < 1:
         raise ValueError(f"length must be positive, got {length!r}")
-    waves = torch.cos(frequencies(length).unsqueeze(1) * (torch.arange(length) + 0.5))
+    waves = torch.cos(frequencies(length).unsqueeze(1) * (_positions(length) + 0.5))
     waves *= math.sqrt(2 / length)
     waves[0] /= math.sqrt(2)
     return waves
 
 
+@in_full_precision
 def dct(field: Tensor, axes: Sequence[int]) -> Tensor:
     """The orthonormal DCT-II of a floating-point tensor along ``axes``, in its shape and dtype; norms stay the same.
 
@@ -45,6 +46,7 @@ def dct(field: Tensor, axes: Sequence[int]) -> Tensor:
     return field
 
 
+@in_full_precision
 def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
     """The inverse of :func:`dct` along ``axes``."""
     for axis in _checked_axes(spectrum, axes):
@@ -53,6 +55,7 @@ def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
     return spectrum
 
 
+@in_full_precision
 def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """Many fields at once in the basis of :func:`dct`, frequency by frequency: one matrix product per axis, no copies.
 
@@ -69,6 +72,7 @@ def fields_to_spectrum(fields: Tensor, bases: Sequence[Tensor]) -> Tensor:
     return fields.reshape(math.prod([len(basis) for basis in bases]), -1)
 
 
+@in_full_precision
 def spectrum_to_fields(spectrum: Tensor, bases: Sequence[Tensor]) -> Tensor:
     """The inverse of :func:`fields_to_spectrum`, with frequencies that the bases lack as zeros: ``(fields, *axes)``."""
     for basis in bases:
@@ -145,7 +149,7 @@ def power_spectrum(field: Tensor, axes: Sequence[int]) -> Tensor:
 
 def radial_frequency(shape: Sequence[int]) -> Tensor:
     """``sqrt((i / H)^2 + (j / W)^2 + ...)`` on a grid, float64, ``shape``: 0 for the constant."""
-    squares = [(torch.arange(length, dtype=torch.float64) / length).square() for length in shape]
+    squares = [(_positions(length) / length).square() for length in shape]
     return torch.stack(torch.meshgrid(*squares, indexing="ij")).sum(0).sqrt()
 
 
@@ -200,6 +204,7 @@ class Bands(NamedTuple):
     frequency: Tensor
 
 
+@in_full_precision
 def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: torch.device) -> Bands:
     """The bands of a grid: as many rings as its longer axis is long, or all frequencies along each axis by itself.
 
@@ -213,8 +218,8 @@ def make_bands(shape: Sequence[int], radial: bool, dtype: torch.dtype, device: t
     if radial:
         bands, radii, sizes = [radial_bins(shape, max(shape))], [radial_frequency(shape)], [max(shape)]
     else:
-        bands = torch.meshgrid(*[torch.arange(length) for length in shape], indexing="ij")
-        radii = [of_axis / length for of_axis, length in zip(bands, shape, strict=True)]
+        bands = torch.meshgrid(*[_positions(length).long() for length in shape], indexing="ij")
+        radii = [of_axis.float() / length for of_axis, length in zip(bands, shape, strict=True)]
         sizes = list(shape)
     members = [
         torch.nn.functional.one_hot(of_axis.flatten(), size).float() for of_axis, size in zip(bands, sizes, strict=True)
@@ -262,6 +267,10 @@ def energy_preserving(gain: Tensor, power: Tensor) -> Tensor:
         power: P, the mean power at each of the gain's frequencies, same shape.
     """
     return (power.sum() / (gain.square() * power).sum()).sqrt()
+
+
+def _positions(length: int) -> Tensor:
+    return torch.arange(length, dtype=torch.float64, device="cpu")
 
 
 def _checked_axes(field: Tensor, axes: Sequence[int]) -> tuple[int, ...]:

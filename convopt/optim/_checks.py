@@ -1,0 +1,100 @@
+"""What is refused: options out of range, and gradients that cannot be smoothed."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._scalars import is_readable
+
+
+def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
+    """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
+    is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
+        raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
+
+
+def check_learning_rate(value: Any) -> None:
+    """Raise ValueError unless ``value`` is a number that is not negative; no value is read from an accelerator."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not is_readable(value.device):
+        return
+    check_number("lr", value, at_least=0)
+
+
+def check_integer(name: str, value: Any, *, at_least: int) -> None:
+    """Raise ValueError unless ``value`` is an integer of at least ``at_least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
+
+
+def check_onset(onset: Any) -> None:
+    """Raise ValueError unless ``onset`` is in (0, 1]."""
+    if isinstance(onset, bool) or not isinstance(onset, int | float) or not 0 < onset <= 1:
+        raise ValueError(f"onset must be a number in (0, 1], got {onset!r}")
+
+
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Raise ValueError unless ``value`` is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def check_flag(name: str, value: Any, *, or_none: bool = False) -> None:
+    """Raise ValueError unless ``value`` is True or False, or None where that is allowed."""
+    if not (isinstance(value, bool) or (or_none and value is None)):
+        raise ValueError(f"{name} must be True or False{' or None' if or_none else ''}, got {value!r}")
+
+
+def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
+    """The group's parameters that have a gradient."""
+    return [p for p in group["params"] if p.grad is not None]
+
+
+def check_gradients(params: Iterable[Tensor]) -> None:
+    """Raise RuntimeError where a parameter is sharded, or its gradient sparse or complex."""
+    for p in params:
+        grad = grad_of(p)
+        if grad.layout is torch.strided and not (is_sharded(p) or grad.is_complex()):
+            continue
+        if is_sharded(p):
+            raise RuntimeError(
+                "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
+                "is smoothed and compared as a whole: use DistributedDataParallel"
+            )
+        if grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"sparse gradients are not supported, got layout {grad.layout} of shape {tuple(p.shape)}"
+            )
+        else:
+            raise RuntimeError(f"complex gradients are not supported, got {grad.dtype} of shape {tuple(p.shape)}")
+
+
+def grad_of(p: Tensor) -> Tensor:
+    """The gradient of a parameter that has one."""
+    assert p.grad is not None
+    return p.grad
+
+
+def is_sharded(p: Tensor) -> bool:
+    """Whether a rank holds a part of ``p`` only: a DTensor, or a piece of FSDP's flat parameter."""
+    # By their attributes, since torch builds without torch.distributed have no such classes to import.
+    return hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False)
+
+
+def is_at_rest(lr: float | Tensor) -> bool:
+    """Whether a learning rate is 0: then a step is for show, as distributed checkpoints make one with zero gradients.
+
+    A tensor is read on the CPU only: elsewhere the host would have to wait for the device.
+    """
+    if isinstance(lr, Tensor):
+        return is_readable(lr.device) and lr.item() == 0
+    return lr == 0
+
+
+def named_params(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """The group's parameters with the names they were given to the optimizer with, or else their indices."""
+    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
+    return zip(names, group["params"], strict=True)

@@ -1,0 +1,82 @@
+"""Which gradients may teach: one that is not finite, or far larger than usual, leaves no trace in what is learnt.
+
+How large gradients usually are is an exponential moving average of their power |g|^2. A gradient of more than ``LIMIT``
+times that power teaches nothing. It still raises the average, by a bounded factor, so that gradients that stay so large
+become usual after about a dozen steps.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convopt.optim._scalars import Scalar, is_finite, is_readable, minimum, where
+from convopt.theory.smoothing import at_least_float32
+
+LIMIT = 1e3
+"""Times the usual power: about thirty times the usual norm."""
+
+MEMORY = 0.99
+"""Factor of the average."""
+
+GROWTH = 100.0
+"""Times the usual power: in the average, an outlier counts as no more."""
+
+
+def judge(power: Scalar, usual: Scalar) -> tuple[bool | Tensor, Scalar]:
+    """Whether a gradient of this power may teach, and what is usual from now on. ``usual`` is 0 before the first."""
+    if isinstance(power, float) and isinstance(usual, float):
+        if not math.isfinite(power):
+            return False, usual
+        if usual == 0:
+            return True, power
+        return power <= LIMIT * usual, MEMORY * usual + (1 - MEMORY) * min(power, GROWTH * usual)
+    finite, known = is_finite(power), torch.as_tensor(usual > 0)
+    average = where(known, MEMORY * usual + (1 - MEMORY) * minimum(power, GROWTH * usual), power)
+    return finite & (~known | (power <= LIMIT * usual)), where(finite, average, usual)
+
+
+def ordinary(
+    states: list[dict[str, Any]], powers: Tensor, update: bool = True
+) -> tuple[list[bool | Tensor], list[bool | Tensor]]:
+    """Which of several parameters' gradients may teach, by their ``powers``, ``(parameters,)``; which are the first.
+
+    What is usual of each, ``state["usual_power"]``, is updated; unless ``update``, of those alone that are the first.
+    """
+    usual = [state["usual_power"] for state in states]
+    before = torch.stack(usual)
+    if not is_readable(before.device):
+        verdicts, after = map(torch.as_tensor, judge(powers, before))  # all at once
+        first = before == 0
+        torch._foreach_copy_(usual, list((after if update else torch.where(first, after, before)).unbind()))
+        return list(verdicts.unbind()), list(first.unbind())
+    known = before.tolist()
+    judged = [judge(power, old) for power, old in zip(powers.tolist(), known, strict=True)]
+    if update or 0 in known:
+        after = torch.tensor([new for _, new in judged], dtype=before.dtype, device="cpu")
+        torch._foreach_copy_(usual, list(after.unbind()))
+    return [verdict for verdict, _ in judged], [old == 0 for old in known]
+
+
+def powers_of(gradients: list[Tensor]) -> Tensor:
+    """|g|^2 of gradients on one device, ``(gradients,)``, float64."""
+    norms = torch.stack(torch._foreach_norm([at_least_float32(g) for g in gradients])).double()
+    if is_readable(norms.device):
+        for i, norm in enumerate(norms.tolist()):
+            if norm in (0, math.inf):  # perhaps because the squares are out of float32's range
+                norms[i] = torch.linalg.vector_norm(gradients[i], dtype=torch.float64)
+    return norms.square()
+
+
+def new_usual_power(device: torch.device) -> Tensor:
+    """Of a parameter that has had no gradient."""
+    return torch.zeros((), dtype=torch.float64, device=device)
+
+
+def select(may_teach: list[bool | Tensor], new: Tensor, old: Tensor) -> Tensor:
+    """The rows of ``new`` of those that may teach, the others of ``old``."""
+    if all(verdict is True for verdict in may_teach):
+        return new
+    verdicts = torch.stack([torch.as_tensor(verdict, device=new.device) for verdict in may_teach])
+    return torch.where(verdicts.unsqueeze(1), new, old)

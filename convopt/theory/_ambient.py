@@ -1,0 +1,42 @@
+"""What keeps torch's global settings out of the theory's numbers.
+
+Default dtype and device are kept out where tensors are made: every constructor names both.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DEVICES_OF_AUTOCAST = ("cpu", "cuda") if torch.version.cuda or torch.version.hip else ("cpu",)
+_is_enabled = torch.is_autocast_enabled  # looked up once: this is asked several times a step
+
+
+def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
+    """``function`` with the values that it has outside of torch.autocast, which would round its matrix products."""
+
+    @wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> T:
+        for device in _DEVICES_OF_AUTOCAST:
+            if _is_enabled(device):
+                with torch.autocast(device, enabled=False):
+                    return outside(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return outside
+
+
+def constant(kept: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A decorator of functions whose tensors depend on their arguments alone: the last ``kept`` results are kept.
+
+    They are made outside of torch.inference_mode: what is made inside could take part in no later gradient.
+    """
+
+    def keep(function: Callable[P, T]) -> Callable[P, T]:
+        return lru_cache(maxsize=kept)(torch.inference_mode(False)(function))  # type: ignore[return-value]
+
+    return keep

@@ -1,0 +1,93 @@
+"""Whatever surrounds a step, it is the step: default dtype and device, autocast, inference mode, threads."""
+
+import contextlib
+import threading
+
+import pytest
+import torch
+from subjects import assert_same, for_each_subject, gradients, groups_of, new_params, train
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+SURROUNDINGS = {
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "default device meta": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "deterministic algorithms": deterministic,
+    "gradients enabled": torch.enable_grad,
+}
+
+
+@for_each_subject
+@pytest.mark.parametrize("surrounding", SURROUNDINGS.values(), ids=SURROUNDINGS.keys())
+def test_steps_are_the_same_in_any_surrounding(make, surrounding):
+    if surrounding is torch.inference_mode and make(groups_of(new_params())).attached is not None:
+        pytest.skip("torch's own optimizers cannot go on with state that was made in inference mode")
+    outcomes = []
+    for around in (contextlib.nullcontext, surrounding):
+        params = new_params()
+        with contextlib.nullcontext() if around is torch.inference_mode else around():
+            subject = make(groups_of(params))
+        grads = gradients(16)
+        with around():
+            train(subject, params, grads[:12])
+        # What was made inside has to serve outside, too.
+        train(subject, params, grads[12:])
+        outcomes.append((params, subject.learnt()))
+    (plain, learnt), (surrounded, learnt_there) = outcomes
+    assert_same(plain, surrounded)
+    assert_same(learnt, learnt_there)
+
+
+@for_each_subject
+def test_optimizers_in_several_threads_do_not_meet(make):
+    alone = new_params()
+    train(make(groups_of(alone)), alone, gradients(20))
+    outcomes = [new_params() for _ in range(4)]
+
+    def work(params):
+        train(make(groups_of(params)), params, gradients(20))
+
+    threads = [threading.Thread(target=work, args=(params,)) for params in outcomes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for params in outcomes:
+        assert_same(alone, params)
+
+
+@for_each_subject
+def test_a_closure_sees_the_surroundings_of_its_caller(make):
+    params = new_params()
+    subject, grads, seen = make(groups_of(params)), gradients(1)[0], []
+
+    def closure():
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad.clone()
+        return 1.0
+
+    with torch.autocast("cpu", torch.bfloat16):
+        subject.optimizer.step(closure)
+    assert seen == [(True, True)]

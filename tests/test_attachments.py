@@ -1,0 +1,401 @@
+"""What hangs on another optimizer sees gradients as they are, acts in the same step, and puts everything back."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import pytorch_optimizer
+import torch
+from accelerate import Accelerator
+from subjects import (
+    SUBJECTS,
+    TORCHS,
+    Subject,
+    assert_same,
+    for_each_attachment,
+    gradients,
+    groups_of,
+    new_params,
+    train,
+)
+from torch import nn
+
+from convopt import (
+    ConvolutionalSGD,
+    KernelRecorder,
+    LaplacianSmoothingSGD,
+    SNRAnnealing,
+    WienerAdamW,
+    WienerFilter,
+    WienerSGD,
+    spatial_param_groups,
+)
+
+
+def anneal(optimizer: torch.optim.Optimizer) -> SNRAnnealing:
+    return SNRAnnealing(optimizer, warmup=5, ema=0.9)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    seen = optimizer.param_groups + optimizer.state_dict()["param_groups"]
+    return [float(group["lr"]) for group in seen]
+
+
+RATES = {
+    "float": lambda: 0.1,
+    "tensor": lambda: torch.tensor(0.1),
+}
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES.keys())
+class TestTheLearningRateThatAnybodySees:
+    def annealed(self, rate):
+        """Over two groups, which share a tensor."""
+        params = new_params()
+        optimizer = torch.optim.SGD(groups_of(params), lr=rate())
+        annealing = anneal(optimizer)
+        train(Subject(optimizer, annealing), params, gradients(30, scale=0.1))
+        for p, grad in zip(params, gradients(20, seed=5)[-1], strict=True):
+            p.grad = grad
+        return params, optimizer, annealing
+
+    def test_is_the_users_after_every_step_while_steps_are_shorter(self, rate):
+        p = nn.Parameter(torch.zeros(100))
+        optimizer = torch.optim.SGD([{"params": [p]}, {"params": [nn.Parameter(torch.zeros(1))]}], lr=rate())
+        annealing, generator = anneal(optimizer), torch.Generator().manual_seed(0)
+        given = [group["lr"] for group in optimizer.param_groups]
+        for step in range(60):
+            p.grad, before = torch.randn(100, generator=generator) + (step < 15), p.detach().clone()
+            optimizer.step()
+            assert rates(optimizer) == pytest.approx([0.1] * 4)
+            assert all(group["lr"] is lr for group, lr in zip(optimizer.param_groups, given, strict=True))
+            torch.testing.assert_close(before - p.detach(), 0.1 * annealing.factor() * p.grad)
+        assert annealing.factor() < 0.5
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_is_the_users_after_a_closure_that_raises(self, rate, error):
+        _, optimizer, _ = self.annealed(rate)
+
+        def closure():
+            raise error("out of memory")
+
+        with pytest.raises(error):
+            optimizer.step(closure)
+        assert rates(optimizer) == pytest.approx([0.1] * 4)
+
+    def test_is_the_users_after_an_update_that_raises(self, rate):
+        params, optimizer, _ = self.annealed(rate)
+        optimizer.param_groups[1]["weight_decay"] = "much"
+        gradient = params[0].grad
+        WienerFilter(optimizer)
+        with pytest.raises(TypeError):
+            optimizer.step()
+        assert rates(optimizer) == pytest.approx([0.1] * 4)
+        assert params[0].grad is gradient
+
+    def test_is_the_users_in_hooks_whenever_they_were_registered(self, rate):
+        optimizer = torch.optim.SGD(new_params(), lr=rate())
+        seen = []
+
+        def look(*_):
+            seen.append(float(optimizer.param_groups[0]["lr"]))
+
+        hooks = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
+        for register in hooks:
+            register(look)
+        annealing = anneal(optimizer)
+        for register in hooks:
+            register(look)
+        params = optimizer.param_groups[0]["params"]
+        noise = [[torch.randn(g.shape) for g in of_step] for of_step in gradients(40)]
+        train(Subject(optimizer, annealing), params, noise)
+        assert annealing.factor() < 0.9
+        assert seen == pytest.approx([0.1] * 160)
+
+    def test_is_the_schedulers_in_a_hook_of_its_own(self, rate):
+        params = new_params()
+        optimizer = torch.optim.SGD(params, lr=rate())
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        annealing = anneal(optimizer)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        train(Subject(optimizer, annealing), params, gradients(20))
+        assert rates(optimizer)[0] == pytest.approx(0.1 * 0.9**20)
+
+    def test_is_the_users_once_detached_in_any_order(self, rate):
+        for order in ((0, 1), (1, 0)):
+            _, optimizer, annealing = self.annealed(rate)
+            step = type(optimizer).step
+            attached = annealing, WienerFilter(optimizer)
+            schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+            for i in order:
+                attached[i].detach()
+            optimizer.step()
+            schedule.step()
+            assert rates(optimizer) == pytest.approx([0.1] * 4)
+            anneal(optimizer).detach()
+            assert type(optimizer).step is step
+
+
+class TestWhatItObserves:
+    def rho_of(self, grads) -> float:
+        lines = [torch.cat([grad.flatten() for grad in of_step]).double() for of_step in grads]
+        products = [a @ b for a, b in zip(lines[1:], lines, strict=False)]
+        beta, product, power = 0.0, 0.0, 0.0
+        for count, (a, both) in enumerate(zip(lines[1:], products, strict=True), 1):
+            beta = min(0.9, 1 - 1 / count)
+            product, power = beta * product + (1 - beta) * both, beta * power + (1 - beta) * (a @ a)
+        return (product / power).item()
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda params: pytorch_optimizer.GrokFastAdamW(params, lr=1e-4),
+            lambda params: pytorch_optimizer.AdaBelief(params, lr=1e-4, weight_decay=0.5, weight_decouple=False),
+            lambda params: torch.optim.SGD(params, lr=1e-4, weight_decay=0.5, foreach=True, maximize=True),
+        ],
+        ids=["Grokfast", "AdaBelief", "SGD"],
+    )
+    def test_is_the_gradient_before_the_optimizer_changes_it(self, make):
+        params, grads = new_params(), gradients(40)
+        optimizer = make(params)
+        annealing = anneal(optimizer)
+        train(Subject(optimizer, annealing), params, grads)
+        assert annealing.rho() == pytest.approx(self.rho_of(grads), rel=1e-4)
+
+    @pytest.mark.parametrize("filter_first", [True, False])
+    def test_is_the_unfiltered_gradient_in_any_order_of_attaching(self, filter_first):
+        params, grads = new_params(), gradients(40)
+        optimizer = torch.optim.SGD(groups_of(params), lr=1e-3)
+        filters = [WienerFilter(optimizer)] if filter_first else []
+        annealing = anneal(optimizer)
+        filters += [] if filter_first else [WienerFilter(optimizer)]
+        train(Subject(optimizer, annealing), params, grads)
+        assert annealing.rho() == pytest.approx(self.rho_of(grads), rel=1e-4)
+        assert filters[0].coherence()["0"].coherence.any()
+
+    def test_is_what_a_hook_of_the_user_made_of_it(self):
+        """As clipping in a hook, registered before or after."""
+        params, grads = new_params(), gradients(40)
+        optimizer = torch.optim.SGD(params, lr=1e-3)
+        annealing = anneal(optimizer)
+
+        def clip(*_):
+            torch.nn.utils.clip_grad_value_(params, 0.5)
+
+        optimizer.register_step_pre_hook(clip)
+        train(Subject(optimizer, annealing), params, grads)
+        clipped = [[grad.clamp(-0.5, 0.5) for grad in of_step] for of_step in grads]
+        assert annealing.rho() == pytest.approx(self.rho_of(clipped), rel=1e-4)
+
+    def test_is_what_the_closure_computes(self):
+        params, grads = new_params(), gradients(40)
+        optimizer = torch.optim.SGD(params, lr=1e-3)
+        annealing = anneal(optimizer)
+        for of_step in grads:
+
+            def closure(of_step=of_step):
+                for p, grad in zip(params, of_step, strict=True):
+                    p.grad = grad.clone()
+                return 2.0
+
+            assert optimizer.step(closure=closure) == 2.0
+        assert annealing.rho() == pytest.approx(self.rho_of(grads), rel=1e-4)
+
+
+BASES = {
+    "WienerSGD": (WienerSGD, lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, weight_decay=0.01)),
+    "WienerAdamW": (WienerAdamW, lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.01)),
+}
+
+
+@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_wiener_optimizers_are_filter_and_annealing_around_torchs(name, every):
+    """The annealing of one that compares seldom is another: then they are the filter alone."""
+    cls, make_base = BASES[name]
+    ours, theirs, grads = new_params(), new_params(), gradients(60)
+    annealed = every == 1
+    optimizer = cls(
+        groups_of(ours), lr=0.01, weight_decay=0.01, every=every, snr_annealing=annealed, warmup=5, annealing_ema=0.9
+    )
+    base = make_base(groups_of(theirs))
+    annealing = anneal(base) if annealed else None
+    attached = WienerFilter(base, every=every)
+    fading = [[grad if step < 30 else torch.randn_like(grad) for grad in of_step] for step, of_step in enumerate(grads)]
+    train(Subject(optimizer), ours, fading)
+    train(Subject(base, attached), theirs, fading)
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+    assert annealing is None or 0 < annealing.factor() < 1
+    for name, learnt in optimizer.snr().parameters.items():
+        torch.testing.assert_close(attached.coherence()[name].gain, learnt.gain)
+
+
+def flat_groups(params: list[nn.Parameter]) -> list[dict]:
+    return [{"params": params[:1], "grid": (8, 6)}]
+
+
+FILTERED = {
+    "Muon": lambda groups: torch.optim.Muon(groups, lr=0.01),
+    "Adafactor": lambda groups: torch.optim.Adafactor(groups, lr=0.01),
+    "NAdam": lambda groups: torch.optim.NAdam(groups, lr=0.01),
+    "fused AdamW": lambda groups: torch.optim.AdamW(groups, lr=0.01, fused=True),
+    "Lion": lambda groups: pytorch_optimizer.Lion(groups, lr=0.01),
+    "ConvolutionalSGD": lambda groups: ConvolutionalSGD(groups, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", FILTERED)
+def test_the_filter_works_around_any_optimizer_and_gradients_are_as_they_were(name):
+    params, grads = new_params()[:1], [of_step[:1] for of_step in gradients(30)]
+    optimizer = FILTERED[name](flat_groups(params))
+    attached = WienerFilter(optimizer)
+    directions = []
+    optimizer.register_step_post_hook(lambda *_: directions.append(params[0].grad))
+    for (grad,) in grads:
+        given = params[0].grad = grad.clone()
+        optimizer.step()
+        assert params[0].grad is given
+        assert torch.equal(given, grad)
+    learnt = attached.coherence()["0"]
+    assert learnt.gain.max() > 1.2 > 0.8 > learnt.gain.min()
+    plain = new_params()[:1]
+    train(Subject(FILTERED[name](flat_groups(plain)), True), plain, grads)
+    assert not torch.allclose(plain[0], params[0], rtol=1e-3)
+
+
+@for_each_attachment
+class TestItsState:
+    def halfway(self, make):
+        params, grads = new_params(), gradients(40)
+        subject = make(groups_of(params))
+        train(subject, params, grads[:21])
+        return params, subject, grads[21:]
+
+    def test_saved_to_a_file_and_loaded_it_goes_on_as_if_never_stopped(self, make):
+        params, subject, rest = self.halfway(make)
+        file = io.BytesIO()
+        torch.save(subject.saved(), file)
+        file.seek(0)
+        resumed = [nn.Parameter(p.detach().clone()) for p in params]
+        other = make(groups_of(resumed))
+        other.load(torch.load(file, weights_only=True))
+        train(subject, params, rest)
+        train(other, resumed, rest)
+        assert_same(params, resumed)
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+    def test_copied_with_its_optimizer_it_goes_on_alike_and_by_itself(self, make, copied):
+        params, subject, rest = self.halfway(make)
+        twins, optimizer, attached = copied((params, *subject))
+        assert attached.optimizer is optimizer
+        before = [p.detach().clone() for p in twins]
+        train(subject, params, rest)
+        assert_same(twins, before)
+        train(Subject(optimizer, attached), twins, rest)
+        assert_same(params, twins)
+
+    def test_of_other_parameters_it_is_refused_and_nothing_changes(self, make):
+        _params, subject, _rest = self.halfway(make)
+        before = subject.saved()["attached"]
+        others = [nn.Parameter(torch.zeros(12, 80)), nn.Parameter(torch.zeros(4, 80)), nn.Parameter(torch.zeros(9))]
+        other = make([{"params": others[:2], "grid": (8, 10)}, {"params": others[2:]}])
+        train(other, others, [[torch.randn_like(p) for p in others]] * 3)
+        with pytest.raises(ValueError, match=r"must have shape|of shape"):
+            subject.attached.load_state_dict(other.attached.state_dict())
+        assert str(subject.saved()["attached"]) == str(before)
+
+
+class TestWhatCannotWork:
+    def test_says_so_when_attached_twice(self):
+        optimizer = torch.optim.SGD(groups_of(new_params()), lr=0.1)
+        for attach in (SNRAnnealing, WienerFilter):
+            first = attach(optimizer)
+            with pytest.raises(RuntimeError, match=f"{attach.__name__} already"):
+                attach(optimizer)
+            first.detach()
+            attach(optimizer)
+
+    @pytest.mark.parametrize("cls", [WienerSGD, WienerAdamW])
+    def test_says_so_around_what_does_it_itself(self, cls):
+        with pytest.raises(RuntimeError, match="anneals itself"):
+            SNRAnnealing(cls(groups_of(new_params())))
+        with pytest.raises(RuntimeError, match="filters its gradients itself"):
+            WienerFilter(cls(groups_of(new_params())))
+        optimizer = cls(groups_of(new_params()), snr_annealing=False)
+        SNRAnnealing(optimizer)
+        for group in optimizer.param_groups:
+            group["snr_annealing"] = True
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        with pytest.raises(RuntimeError, match="anneals itself"):
+            optimizer.step()
+
+    @pytest.mark.parametrize("optimizer_class", [torch.optim.Rprop, torch.optim.LBFGS])
+    def test_says_so_of_optimizers_that_do_not_step_by_their_rate(self, optimizer_class):
+        with pytest.raises(TypeError, match=optimizer_class.__name__):
+            SNRAnnealing(optimizer_class(new_params()))
+
+    def test_says_so_of_an_optimizer_without_a_rate(self):
+        from transformers import Adafactor
+
+        with pytest.raises(TypeError, match="no learning rate"):
+            SNRAnnealing(Adafactor(new_params()))
+
+    def test_reaches_through_a_wrapper_without_hooks(self):
+        params = new_params()
+        inner = torch.optim.SGD(groups_of(params), lr=0.1)
+        prepared = Accelerator(cpu=True).prepare(inner)
+        annealing, filtered = SNRAnnealing(prepared, warmup=0, ema=0.5), WienerFilter(prepared)
+        assert annealing.optimizer is filtered.optimizer is inner
+        train(Subject(prepared, annealing), params, [[torch.randn_like(p) for p in params]] * 1 + gradients(9))
+        assert annealing.rho() > 0
+
+    def test_names_the_remedy_for_a_wrapper_that_it_cannot_see_through(self):
+        class Wrapper(torch.optim.Optimizer):
+            def __init__(self, inner):
+                self.inner = inner
+
+            def step(self, closure=None):
+                self.inner.step(closure)
+
+        wrapper = Wrapper(torch.optim.SGD(new_params(), lr=0.1))
+        for attach in (SNRAnnealing, WienerFilter):
+            with pytest.raises(TypeError, match=f"no step hooks: attach {attach.__name__} to the"):
+                attach(wrapper)
+
+    def test_says_so_where_there_is_no_grid(self):
+        optimizer = torch.optim.SGD(new_params(), lr=0.1)
+        with pytest.raises(ValueError, match="spatial_param_groups"):
+            WienerFilter(optimizer)
+        optimizer.step()
+        assert "step" not in vars(optimizer)
+        with pytest.raises(ValueError, match="grid"):
+            WienerFilter(torch.optim.SGD([{"params": new_params(), "grid": (5, 5)}], lr=0.1))
+
+    @pytest.mark.parametrize(
+        "make",
+        [lambda p: torch.optim.SGD(p, lr=0.1), LaplacianSmoothingSGD, WienerSGD],
+        ids=["SGD", "Laplacian", "Wiener"],
+    )
+    def test_says_so_of_a_recorder_where_there_are_no_kernels(self, make):
+        with pytest.raises(TypeError, match="must have learned kernels"):
+            KernelRecorder(make(new_params()))
+
+    def test_says_so_of_swapped_arguments(self):
+        model = nn.Linear(4, 3)
+        with pytest.raises(TypeError, match="the model comes first"):
+            spatial_param_groups(torch.zeros(1, 4), model)
+        with pytest.raises(TypeError, match="positional"):
+            spatial_param_groups(model, torch.zeros(1, 4), 7)
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_an_attached_optimizer_that_is_copied_alone_is_plain(name):
+    """As torch has it with hooks; the docstrings say so."""
+    params = new_params()
+    subject = SUBJECTS[f"SNRAnnealing around {name}"](groups_of(params))
+    twin = copy.deepcopy(subject.optimizer)
+    assert "step" not in vars(twin)
+    assert not twin._optimizer_step_pre_hooks
