@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # published: tables from the published records; quick: everything live on the embedded digits, in minutes
 PROFILE ?= published
+# for test-torch: the oldest that pyproject.toml allows
+TORCH ?= 2.6.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -15,6 +17,10 @@ RECORDS := $(wildcard book/records/*)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extra/*/*)
 SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py templates/* *.md *.toml *.txt *.yml \
 	.pre-commit-config.yaml .devcontainer/* .github/workflows/* Makefile)
+TORCH_VENV := .venv-torch-$(TORCH)
+# The tests of the optimizers and the theory: all that import neither the experiments nor a trainer.
+TORCH_TESTS = $(shell grep -LE '^(from|import) (accelerate|conftest|convopt\.(cli|lab)|lightning|skorch|transformers)\b' \
+	tests/test_*.py)
 HTML := book/_build/html/index.html
 MATHJAX := book/extra/mathjax/tex-svg.js
 
@@ -23,7 +29,7 @@ MAKEFLAGS += --jobs=2  # two notebooks at a time
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book serve publish-check reproduce test retest test-all lint clean FORCE
+.PHONY: help setup lab book serve publish-check reproduce test retest test-all test-torch lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -84,6 +90,17 @@ retest:  ## run the tests whether or not anything has changed
 
 test-all: $(READY)  ## run all tests
 	$(BIN)/pytest -n auto -m ''
+
+test-torch: $(TORCH_VENV)/.ready  ## test the optimizers and the theory with another torch (TORCH=2.6.0), in a .venv of its own
+	$(TORCH_VENV)/bin/python -m pytest -n auto -rfEs $(TORCH_TESTS)
+
+# Each torch brings its own sympy. Installing the package makes pip refuse a torch that pyproject.toml does not allow.
+$(TORCH_VENV)/.ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	grep -vE '^(sympy|torch|torchvision)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/pip install --constraint $(@D)/constraints.txt torch==$(TORCH) torchvision --editable . \
+		expecttest hypothesis numpy pytest pytest-xdist pytorch_optimizer schedulefree scikit-learn scipy
+	touch $@
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -12,6 +12,12 @@ import torch
 from convopt.lab import experiments, explorers, figures, race, training
 
 
+@pytest.fixture(autouse=True)
+def no_figure_of_another_test():
+    """Figures belong to the process: what a test before has left open is none of the explorers'."""
+    plt.close("all")
+
+
 def test_moving_a_control_redraws_the_figure_and_leaves_none_open():
     gradient = torch.randn(64, generator=torch.Generator().manual_seed(0))
     explorer = explorers.explore(
