@@ -1,24 +1,64 @@
-"""The ``convopt`` command: a thin layer over ``convopt.lab``."""
+"""The ``convopt`` command: its arguments, its standard streams and its errors. ``lab.commands`` does the rest."""
 
 import argparse
-import json
 import math
 import os
-import random
+import re
+import select
 import sys
-import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import convopt
+from convopt.lab.names import did_you_mean, quoted
+
+DATASETS = ("mnist", "digits")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with an argument."""
+    """Says in one line what is wrong with an argument, and what may have been meant."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        args = sys.argv[1:] if args is None else args
+        options, left = self.parse_known_args(_with_negative_values(args), namespace)
+        if left:
+            self.error(_told_of_rest(options, left))
+        return options
 
     def error(self, message: str) -> NoReturn:
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(found[1], [name.strip("'") for name in found[2].split(", ")])
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+NEGATIVE = re.compile(r"-[0-9.]|-(inf|nan)", re.IGNORECASE)
+MARK = "\0"  # no argument of a program has it
+
+
+def _with_negative_values(arguments: Sequence[str]) -> list[str]:
+    """The arguments with a mark before each negative value of a parameter: argparse takes some, -1e3, for options."""
+    told = list(arguments)
+    for place in range(2, len(told)):
+        if told[place - 2] in ("-p", "--parameter") and NEGATIVE.match(told[place]):
+            told[place] = MARK + told[place]
+    return told
+
+
+def _told_of_rest(options: argparse.Namespace, left: list[str]) -> str:
+    """What is wrong with the arguments that are ``left`` when a command has taken its ``options``."""
+    if left[0].startswith("-"):
+        known = [f"--{name.replace('_', '-')}" for name in vars(options) if name != "command"]
+        return f"unknown option {quoted(left[0])}{did_you_mean(left[0], known)}"
+    if not isinstance(getattr(options, "experiment", None), str):
+        return f"unexpected argument {quoted(left[0])}"
+    names = [options.experiment, left[0]]
+    message = f"EXPERIMENT must be one name, got {' and '.join(map(quoted, names))}"
+    for dataset, other in (names, reversed(names)):
+        if dataset in DATASETS and "dataset" in options:
+            return f"{message}; did you mean {other} --dataset {dataset}?"
+    return message
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,18 +66,32 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, 1 for a failure, 2 for a bad argument, 130 when interrupted, and 141 when nobody reads on,
-        as with ``convopt report ... | head``.
+        as with ``convopt report ... | head``. Where standard output is closed from the start, the command does its work
+        and prints to nowhere.
     """
-    parser = _make_parser()
-    options = parser.parse_args(arguments)
+    _replace_closed_streams()
+    try:
+        try:
+            status = _parse_and_run(arguments)
+        finally:
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError as error:
+        return 141 if _silence_broken_streams() else _complain(str(error), 1)
+    except OSError as error:
+        _silence([sys.stdout.fileno()])
+        return _complain(f"cannot write to standard output: {error.strerror or error}", 1)
+
+
+def _parse_and_run(arguments: list[str] | None) -> int:
+    options = _make_parser().parse_args(arguments)
     warnings.formatwarning = lambda message, *_: f"convopt: warning: {message}\n"
     try:
-        status = options.command(options)
-        sys.stdout.flush()
-        return status
+        from convopt.lab import commands
+
+        return getattr(commands, options.command)(options)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its exit
-        return 141
+        raise
     except ModuleNotFoundError as error:
         return _complain(f"{error}. The experiments need more than the optimizers: pip install 'convopt[lab]'", 1)
     except (ValueError, FileNotFoundError) as error:
@@ -53,6 +107,39 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
+def _replace_closed_streams() -> None:
+    """Let standard streams that were closed lead nowhere: no file opened later, a record say, may take their place."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
+
+
+def _silence_broken_streams() -> bool:
+    """Let streams that nobody reads lead nowhere, for what Python flushes at its exit. Whether there were any."""
+    broken = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_broken(stream.fileno())]
+    _silence(broken)
+    return bool(broken)
+
+
+def _silence(numbers: list[int]) -> None:
+    """Let the files with these numbers lead nowhere."""
+    for number in numbers:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _is_broken(number: int) -> bool:
+    """Whether the file with this number is a pipe that nobody reads."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
 def _make_parser() -> _Parser:
     parser = _Parser(prog="convopt", description=convopt.__doc__)
     parser.add_argument("--version", action="version", version=f"convopt {convopt.__version__}")
@@ -60,56 +147,73 @@ def _make_parser() -> _Parser:
 
     run = commands.add_parser("run", help="train what an experiment lacks and print its table")
     _add_experiment(run)
-    run.add_argument("--dataset", choices=("mnist", "digits"), default="mnist", help="default: mnist")
-    run.add_argument("--seeds", type=_positive, metavar="N", help="paired seeds 0 to N-1; default: the experiment's")
-    run.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
+    _add_setting(run)
+    run.set_defaults(dataset="mnist")
     _add_store(run)
     _add_workers(run, jobs=None)
     _add_retry(run)
-    run.set_defaults(command=_run)
+    run.set_defaults(command="run_experiments")
 
-    report = commands.add_parser("report", help="print an experiment's table from records")
+    report = commands.add_parser(
+        "report", help="print the table that an experiment's page shows, or that `run` would print, from records"
+    )
     _add_experiment(report)
+    _add_setting(report)
     _add_store(report)
-    report.set_defaults(command=_report)
+    report.set_defaults(command="report_experiments")
+
+    listing = commands.add_parser("list", help="list the pages, their experiments and how many runs have records")
+    listing.add_argument("--dataset", choices=DATASETS, default="mnist", help="count runs on it; default: mnist")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    _add_store(listing)
+    listing.set_defaults(command="list_pages")
 
     records = commands.add_parser("records", help="look after records")
     check = records.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser).add_parser(
         "check", help="list records that are corrupt, orphaned, of other data or of an unknown configuration"
     )
     _add_store(check)
-    check.set_defaults(command=_check_records)
+    check.set_defaults(command="check_records")
 
     publish = commands.add_parser("publish", help="write the table of published runs from a store")
-    publish.add_argument("--store", metavar="DIR", default="runs", help="default: runs")
-    publish.set_defaults(command=_publish)
+    publish.add_argument("--store", type=_text, metavar="DIR", default="runs", help="default: runs")
+    publish.set_defaults(command="publish_records")
 
     verify = commands.add_parser("verify", help="train some published runs again and compare")
     verify.add_argument("--sample", type=_positive, metavar="N", required=True, help="how many, drawn at random")
-    verify.add_argument("--experiment", metavar="EXPERIMENT", help="draw from its runs only")
-    verify.add_argument("--seed", type=int, metavar="S", help="of the draw; default: a new one, which is printed")
+    verify.add_argument("--experiment", metavar="EXPERIMENT", help="draw from its runs only, or from a page's")
+    _add_only(verify)
+    verify.add_argument("--seed", type=_integer, metavar="S", help="of the draw; default: a new one, which is printed")
     verify.add_argument(
         "--max-seconds", type=_positive, metavar="T", default=math.inf, help="leave out what took longer; default: none"
     )
     _add_workers(verify, jobs=None)
-    verify.set_defaults(command=_verify)
+    verify.set_defaults(command="verify_records")
 
     reproduce = commands.add_parser("reproduce", help="train all published runs anew and print the differences")
     reproduce.add_argument(
-        "--experiment", action="append", metavar="EXPERIMENT", help="only this one; may be repeated; default: all"
+        "--experiment",
+        action="append",
+        metavar="EXPERIMENT",
+        help="only it, or a page's; may be repeated; default: all",
     )
+    _add_only(reproduce)
     reproduce.add_argument(
-        "--store", metavar="DIR", default="runs/reproduced", help="where new records go; default: runs/reproduced"
+        "--store",
+        type=_text,
+        metavar="DIR",
+        default="runs/reproduced",
+        help="where new records go; default: runs/reproduced",
     )
     _add_workers(reproduce, jobs=None)
     _add_retry(reproduce)
-    reproduce.set_defaults(command=_reproduce)
+    reproduce.set_defaults(command="reproduce_records")
 
     bench = commands.add_parser("bench", help="measure what a step of each optimizer costs on this machine")
     bench.add_argument("--quick", action="store_true", help="SimpleNet on one thread alone: half a minute")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--publish", action="store_true", help="keep it as the measurement that the book shows")
-    bench.set_defaults(command=_bench)
+    bench.set_defaults(command="measure_costs")
 
     notebooks = commands.add_parser("notebooks", help="execute notebooks with papermill")
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
@@ -118,26 +222,50 @@ def _make_parser() -> _Parser:
         "-p",
         "--parameter",
         nargs=2,
+        type=lambda text: text.removeprefix(MARK),
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
         help="may be repeated; several values of one make a grid",
     )
-    notebooks.add_argument("--output", type=Path, default=Path("executed"), metavar="DIR", help="default: executed")
+    notebooks.add_argument(
+        "--output",
+        type=lambda text: Path(_text(text)),
+        default=Path("executed"),
+        metavar="DIR",
+        help="default: executed",
+    )
     notebooks.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="per cell; default: 7200")
     _add_workers(notebooks, jobs=1)
-    notebooks.set_defaults(command=_notebooks)
+    notebooks.set_defaults(command="execute_notebooks")
     return parser
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", metavar="EXPERIMENT", help="for example 06-stress-test")
+    parser.add_argument(
+        "experiment",
+        metavar="EXPERIMENT",
+        help="for example 06-stress-test, or a page, 09-controls, for all of its own",
+    )
+    _add_only(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_only(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--only", action="store_true", help="the one experiment, where a page has the same name, as 04-wiener has"
+    )
+
+
+def _add_setting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", choices=DATASETS, help="default: mnist")
+    parser.add_argument("--seeds", type=_positive, metavar="N", help="paired seeds 0 to N-1; default: the experiment's")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--store", metavar="DIR", help="folder of records; default: ./runs on top of the published records"
+        "--store", type=_text, metavar="DIR", help="folder of records; default: ./runs on top of the published records"
     )
 
 
@@ -147,7 +275,10 @@ def _add_workers(parser: argparse.ArgumentParser, jobs: int | None) -> None:
         "--jobs", type=_positive, metavar="N", default=jobs, help=f"worker processes; default: {default}"
     )
     parser.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler to use in their place: tcp://host:8786"
+        "--scheduler",
+        type=_text,
+        metavar="ADDRESS",
+        help="a running Dask scheduler to use in their place: tcp://host:8786",
     )
 
 
@@ -156,149 +287,22 @@ def _add_retry(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {quoted(text)}")
     return int(text)
 
 
-def _run(options: argparse.Namespace) -> int:
-    from convopt.lab import experiments, sweep, workspace
-
-    experiment = experiments.find(options.experiment)
-    store = workspace.open_store(options.store)
-    seeds = range(options.seeds) if options.seeds else None
-    runs = experiment.runs(options.dataset, seeds, options.epochs)
-    records = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
-    _print_report(options, experiment, records)
-    return 0
+def _integer(text: str) -> int:
+    if not re.fullmatch("-?[0-9]{1,18}", text):
+        raise argparse.ArgumentTypeError(f"expected an integer, got {quoted(text)}")
+    return int(text)
 
 
-def _report(options: argparse.Namespace) -> int:
-    from convopt.lab import experiments, workspace
-
-    experiment = experiments.find(options.experiment)
-    _check_store(options.store)
-    _print_report(options, experiment, workspace.open_store(options.store).records())
-    return 0
-
-
-def _check_store(folder: str | None) -> None:
-    if folder and not Path(folder).is_dir():
-        raise ValueError(f"store must be a folder of records, got {folder!r}")
-
-
-def _check_records(options: argparse.Namespace) -> int:
-    from convopt.lab import check, data, workspace
-
-    _check_store(options.store)
-    store = Path(options.store or workspace.RUNS)
-    checked, findings = check.check(store, None if options.store else workspace.published_table())
-    for fault, said in findings:
-        print(f"{fault}: {said}")
-    counts = [f"{sum(fault == found for found, _ in findings)} {fault}" for fault in check.FAULTS]
-    print(f"{checked} records checked: {', '.join(counts)}.")
-    if not data.is_at_hand("mnist"):
-        print("MNIST is not at hand (see CONVOPT_DATA); the checksums of its records were not compared.")
-    return 1 if findings else 0
-
-
-def _print_report(options: argparse.Namespace, experiment: Any, records: list[Any]) -> None:
-    from convopt.lab import report
-
-    rows = report.rows(experiment, records)
-    if options.json:
-        print(json.dumps(rows, indent=1))
-    elif rows:
-        print(experiment.title)
-        print(", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items()))
-        print(report.table(experiment, rows))
-        print("Means over seeds with 95 % intervals; best and final on the first 1000 test pictures.")
-    else:
-        print(f"There are no records of {experiment.name} yet; `convopt run {experiment.name}` makes them.")
-
-
-def _publish(options: argparse.Namespace) -> int:
-    from convopt.lab import experiments, records, workspace
-
-    published = workspace.project_folder() / workspace.PUBLISHED
-    store = records.Store(options.store, published=published)
-    runs = experiments.published_runs()
-    found = [record for run in runs if (record := store.load(run)) is not None]
-    if len(found) < len(runs):
-        raise RuntimeError(
-            f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
-            "`convopt run EXPERIMENT` makes them"
-        )
-    records.write_table(found, published)
-    print(f"{len(found)} records -> {published}")
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from convopt.lab import experiments, records, reproduction, sweep, workspace
-
-    published = workspace.published_records()
-    candidates = published
-    if options.experiment:
-        experiment = experiments.find(options.experiment)
-        candidates = [record for record in published if experiment.label(record.run)]
-    seed = random.randrange(10**6) if options.seed is None else options.seed
-    drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
-    print(f"{len(drawn)} of {len(candidates)} published runs; --seed {seed} draws them again.")
-    with tempfile.TemporaryDirectory(prefix="convopt-verify-") as store:
-        runs = [record.run for record in drawn]
-        again = sweep.sweep(runs, records.Store(store), options.jobs, options.scheduler)
-    compared = reproduction.compare(drawn, again, published)
-    print(compared.to_string(index=False, float_format="%.1f"))
-    outside = int((compared["verdict"] == "outside").sum())
-    return _complain(f"{outside} of {len(drawn)} runs came out otherwise than published", 1) if outside else 0
-
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from convopt.lab import experiments, records, reproduction, sweep, workspace
-
-    chosen = [experiments.find(name) for name in options.experiment or experiments.EXPERIMENTS]
-    # Seed by seed, so that an interrupted sweep holds whole pairs.
-    published = sorted(workspace.published_records(), key=lambda record: record.run.seed)
-    runs = [record.run for experiment in chosen for record in published if experiment.label(record.run)]
-    again = sweep.sweep(runs, records.Store(options.store), options.jobs, options.scheduler, options.retry_failed)
-    for experiment in chosen:
-        differences = reproduction.differences(experiment, again, published)
-        if differences is not None:
-            print(f"{experiment.title}\n{differences}\n")
-    print("Reproduced minus published: means over paired seeds with 95 % intervals.")
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    import pandas as pd
-    import torch
-
-    from convopt.lab import bench, workspace
-    from convopt.lab.cluster import available_cores
-
-    if options.quick:
-        rows = bench.measure(["SimpleNet"], [1], "cpu", seconds=4)
-    else:
-        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=10)
-        if torch.cuda.is_available():
-            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=10)
-    if options.publish:
-        bench.publish(rows, workspace.project_folder() / workspace.COSTS)
-    print(json.dumps(rows, indent=1) if options.json else pd.DataFrame(rows).round(2).to_string(index=False))
-    return 0
-
-
-def _notebooks(options: argparse.Namespace) -> int:
-    from convopt.lab import notebooks
-
-    names = [name.removesuffix(".ipynb") for name in options.names]
-    given: dict[str, list[str]] = {}
-    for name, value in options.parameter:
-        given.setdefault(name, []).append(value)
-    output = options.output.resolve()
-    notebooks.execute_all(names, given, options.profile, output, options.timeout, options.jobs, options.scheduler)
-    return 0
+def _text(text: str) -> str:
+    """The text, which must not be empty: a variable of the shell that is not set would be taken for the default."""
+    if not text:
+        raise argparse.ArgumentTypeError('expected some text, got ""')
+    return text
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 
-from convopt.lab import experiments
+from convopt.cli import main
+from convopt.lab import bench, experiments, sweep
+from convopt.lab.records import Store
 from convopt.lab.workspace import PUBLISHED, project_folder
 
-COMMANDS = ["run", "report", "verify", "reproduce", "records", "publish", "notebooks"]
+COMMANDS = ["run", "report", "list", "verify", "reproduce", "records", "publish", "bench", "notebooks"]
 
 
 def convopt(*arguments: str, **options) -> subprocess.CompletedProcess:
@@ -45,14 +47,60 @@ def test_help_names_every_command():
         (["notebooks", "06-stress-test", "-p", "sedes", "2"], "dataset, epochs, jobs, seeds, store"),
         (["notebooks", "06-stress-test", "-p", "seeds", "two"], "seeds"),
         (["notebooks", "06-stress-test", "--profile", "slow"], "slow"),
+        (["run", "stress-test"], 'got "stress-test"; did you mean 06-stress-test?'),
+        (["run", "06-stres-test"], "did you mean 06-stress-test?"),
+        (["run", "control"], "did you mean 09-controls?"),
+        (["report", "mnist", "06-stress-test"], "did you mean 06-stress-test --dataset mnist?"),
+        (["report", "06-stress-test", "mnist"], "did you mean 06-stress-test --dataset mnist?"),
+        (["report", "06-stress-test", "05-standard"], 'one name, got "06-stress-test" and "05-standard"'),
+        (["run", "06-stress-test", "--sedes", "3"], "did you mean --seeds?"),
+        (["run", "06-stress-test", "--dataset", "minst"], "did you mean mnist?"),
+        (["rport"], "did you mean report?"),
+        (["verify", "--sample", "1", "--experiment", "xx"], "06-stress-test"),
+        (["verify", "--sample", "1", "--experiment", "06-stres-test"], "did you mean 06-stress-test?"),
+        (["verify", "--sample", str(10**9)], "published runs to draw from"),
+        (["verify", "--sample", "9" * 5000], "--sample"),
+        (["verify", "--sample", "1", "--seed", "\u0663"], "--seed"),
+        (["run", "06-stress-test", "--seeds", "\u0663"], "--seeds"),
+        (["run", "06-stress-test", "--jobs", "0"], "--jobs"),
+        (["run", "06-stress-test", "--store", ""], "--store"),
+        (["run", "06-stress-test", "--scheduler", ""], "--scheduler"),
+        (["report", "06-stress-test", "--store", ""], "--store"),
+        (["bench", "--quick", "--publish"], "--quick"),
+        (["notebooks", "06-stres-test"], "did you mean 06-stress-test?"),
+        (["notebooks", "06-stress-test", "--output", ""], "--output"),
+        (["notebooks", "06-stress-test", "--output", "README.md"], "output must be a folder"),
+        (["notebooks", "06-stress-test", "--output", "README.md/below"], "output must be a folder"),
+        (["notebooks", "06-stress-test", "--output", "/proc/x"], "output must be a folder that can be written to"),
+        (
+            ["notebooks", "06-stress-test", "-p", "dataset", "minst"],
+            'dataset must be one of digits, mnist, got "minst"; did you mean mnist?',
+        ),
+        (["notebooks", "06-stress-test", "-p", "sedes", "2"], "did you mean seeds?"),
+        (["notebooks", "06-stress-test", "-p", "seeds", "-1"], "seeds must be an integer from 1 to 10000, got -1"),
+        (["notebooks", "06-stress-test", "-p", "seeds", "0"], "seeds must be an integer from 1 to 10000, got 0"),
+        (["notebooks", "06-stress-test", "-p", "seeds", "\u0663"], "seeds must be of type int"),
+        (["notebooks", "06-stress-test", "-p", "epochs", "-1e3"], "epochs must be of type int"),
+        (["notebooks", "06-stress-test", "-p", "jobs", "-2"], "jobs must be an integer of at least 1, or 0"),
+        (["notebooks", "06-stress-test", "-p", "store", "README.md"], "store must be a folder"),
+        (["notebooks", "05-standard", "-p", "seeds", "-1"], "or 0 for the default, got -1"),
+        (["notebooks", "03-snr", "-p", "label_noise", "-1e-3"], "label_noise must be a number from 0 to 1, got -0.001"),
+        (["notebooks", "13-cost", "-p", "seconds", "1e999"], "seconds must be a finite number"),
     ],
 )
-def test_a_bad_argument_gets_one_clear_line_and_exit_2(arguments, said):
-    shown = convopt(*arguments, cwd=project_folder())
-    assert shown.returncode == 2
-    assert len(shown.stderr.strip().splitlines()) == 1
-    assert said in shown.stderr
-    assert not shown.stdout
+def test_a_bad_argument_gets_one_clear_line_and_exit_2(arguments, said, capsys, monkeypatch):
+    monkeypatch.chdir(project_folder())
+    before = sorted(project_folder().iterdir())
+    try:
+        status = main(arguments)
+    except SystemExit as exit_:
+        status = exit_.code
+    shown = capsys.readouterr()
+    assert status == 2
+    assert len(shown.err.strip().splitlines()) == 1
+    assert said in shown.err
+    assert not shown.out
+    assert sorted(project_folder().iterdir()) == before
 
 
 def test_missing_data_is_one_line_and_exit_1(tmp_path):
@@ -100,14 +148,158 @@ def test_an_empty_store_says_how_to_fill_it(tmp_path):
     assert "convopt run 06-stress-test" in shown.stdout
 
 
-def test_it_stops_in_silence_where_nobody_reads_on():
+@pytest.mark.slow
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["report", "06-stress-test"], ["list"], ["--help"]])
+def test_it_stops_in_silence_where_nobody_reads_on(arguments, unbuffered):
     reading, writing = os.pipe()
     os.close(reading)
-    report = [sys.executable, "-m", "convopt.cli", "report", "06-stress-test"]
-    stopped = subprocess.run(report, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=240, check=False)
+    command = [sys.executable, "-m", "convopt.cli", *arguments]
+    streams = {"stdout": writing, "stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
+    stopped = subprocess.run(command, **streams, text=True, timeout=240, check=False)
     os.close(writing)
-    assert stopped.returncode == 141
+    assert stopped.returncode == 141 or (arguments == ["--help"] and unbuffered)  # argparse overlooks it then
     assert stopped.stderr == ""
+
+
+def in_shell(command: str, redirected: str, **options) -> subprocess.CompletedProcess:
+    line = f"{sys.executable} -m convopt.cli {command} {redirected}"
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=240, **options)
+
+
+@pytest.mark.slow
+def test_with_standard_output_closed_it_does_its_work_and_prints_to_nowhere(tmp_path):
+    shown = in_shell("report 06-stress-test", ">&-", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    setting = "--dataset digits --seeds 1 --epochs 1 --jobs 1"
+    shown = in_shell(f"run 09-controls-layers {setting} --store {tmp_path}/store", "<&- >&- 2>&-")
+    assert (shown.returncode, shown.stdout) == (0, "")
+    records = Store(tmp_path / "store").records()
+    assert len(records) == len(experiments.find("09-controls-layers").arms)
+
+
+@pytest.mark.slow
+def test_with_standard_error_closed_an_error_is_told_by_the_status_alone():
+    shown = in_shell("run stress-test", "2>&-")
+    assert (shown.returncode, shown.stdout) == (2, "")
+
+
+@pytest.mark.slow
+def test_a_full_disk_behind_standard_output_is_one_line():
+    shown = in_shell("list", ">/dev/full", env={**os.environ, "PYTHONUNBUFFERED": ""})
+    assert shown.returncode == 1
+    assert shown.stderr == "convopt: error: cannot write to standard output: No space left on device\n"
+
+
+@pytest.fixture
+def not_trained(monkeypatch):
+    """Training is an error."""
+    monkeypatch.setattr(sweep, "train", lambda run: pytest.fail("a run was trained"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "link", "/proc/nowhere", "x" * 300])
+@pytest.mark.parametrize("command", ["run 06-stress-test --dataset digits --seeds 1 --jobs 1", "reproduce --jobs 1"])
+def test_a_store_that_cannot_be_written_is_refused_before_training(
+    command, place, tmp_path, monkeypatch, capsys, not_trained
+):
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(project_folder())
+    store = str(tmp_path / place)
+    assert main([*command.split(), "--store", store]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("convopt: error: store must be a folder")
+    assert f'got "{store}"' in said
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "absent"])
+def test_publish_refuses_a_store_that_is_no_folder_and_writes_nothing(place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(project_folder())
+    table = project_folder() / PUBLISHED
+    before = table.stat().st_mtime_ns
+    assert main(["publish", "--store", str(tmp_path / place)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("convopt: error: store must be a folder")
+    assert table.stat().st_mtime_ns == before
+
+
+def test_a_measurement_that_could_not_be_kept_is_not_begun(tmp_path, monkeypatch, capsys):
+    for folder in ("notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "book" / "records").write_text("a file in the way")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: pytest.fail("something was measured"))
+    assert main(["bench", "--publish"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "must be a folder" in said
+
+
+@pytest.mark.slow
+def test_the_quick_measurement_has_no_column_of_nothing():
+    table = convopt("bench", "--quick").stdout
+    assert "over_sgd" in table
+    assert "NaN" not in table
+
+
+def test_a_page_stands_for_all_of_its_experiments(tmp_path, capsys, monkeypatch):
+    two = {name: experiments.EXPERIMENTS[name] for name in ("09-controls-layers", "09-controls-step", "05-standard")}
+    monkeypatch.setattr(experiments, "EXPERIMENTS", two)
+    setting = ["--dataset", "digits", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path)]
+    assert main(["run", "09-controls", *setting, "--jobs", "1"]) == 0
+    ran = capsys.readouterr().out
+    assert ran.index(two["09-controls-layers"].title) < ran.index(two["09-controls-step"].title)
+    assert len(list(tmp_path.glob("*.json"))) == 8  # SGD and v1 are in both
+    assert main(["report", "09-controls", *setting]) == 0
+    assert capsys.readouterr().out == ran
+    assert main(["report", "09-controls", *setting, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["experiment"] for row in rows] == ["09-controls-layers"] * 4 + ["09-controls-step"] * 6
+
+
+@pytest.mark.slow
+def test_the_published_page_reports_its_own_experiments_and_one_alone_where_asked(capsys, monkeypatch):
+    monkeypatch.chdir(project_folder() / "notebooks")
+    assert main(["report", "07-batch-size", "--json"]) == 0
+    whole = {row["experiment"] for row in json.loads(capsys.readouterr().out)}
+    assert whole == {"07-batch-size", "07-batch-size-tuning", "07-batch-size-tuned"}
+    assert main(["report", "07-batch-size", "--only", "--json"]) == 0
+    assert {row["experiment"] for row in json.loads(capsys.readouterr().out)} == {"07-batch-size"}
+    assert main(["report", "04-wiener-harmless", "--json"]) == 0  # no page: another's name begins with it, too
+    assert {row["experiment"] for row in json.loads(capsys.readouterr().out)} == {"04-wiener-harmless"}
+
+
+def test_the_list_tells_pages_their_experiments_and_how_much_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(project_folder() / "notebooks")
+    assert main(["list", "--json"]) == 0
+    pages = {page["page"]: page for page in json.loads(capsys.readouterr().out)}
+    assert pages.keys() == {path.stem for path in (project_folder() / "notebooks").glob("*.ipynb")}
+    listed = [entry for page in pages.values() for entry in page["experiments"]]
+    assert {entry["name"] for entry in listed} == experiments.EXPERIMENTS.keys()
+    assert pages["06-stress-test"]["title"].startswith("Stress test: small batches")
+    (entry,) = pages["06-stress-test"]["experiments"]
+    assert entry == {"name": "06-stress-test", "title": experiments.find("06-stress-test").title} | {
+        "runs": 70,
+        "records": 70,
+    }
+    assert main(["list", "--store", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"^  06-stress-test +0 of 70 runs have records  Stress test: SimpleNet", told, re.MULTILINE)
+    assert re.search(r"^09-controls: Controls", told, re.MULTILINE)
+
+
+def test_a_project_without_notebooks_says_so(tmp_path, monkeypatch, capsys):
+    for folder in ("notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["notebooks"]) == 2
+    assert f"there are no notebooks in {tmp_path / 'notebooks'}" in capsys.readouterr().err
+    (tmp_path / "notebooks" / "01-damaged.ipynb").write_text("no notebook")
+    assert main(["notebooks"]) == 2
+    assert f"{tmp_path / 'notebooks' / '01-damaged.ipynb'} is not a readable notebook" in capsys.readouterr().err
 
 
 def test_publish_refuses_an_incomplete_study(tmp_path):

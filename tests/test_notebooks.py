@@ -1,6 +1,7 @@
 """Notebooks, and the template for new ones, are committed clean, listed in the book, and executed in a real kernel."""
 
 import re
+import shutil
 
 import nbformat
 import pytest
@@ -77,8 +78,8 @@ def project(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     write(
         tmp_path / "notebooks" / "01-good.ipynb",
-        "print(f'{seeds=} {dataset=}')",
-        parameters="seeds: int = 7\ndataset: str = 'mnist'",
+        "print(f'{seeds=} {dataset=} {word=}')",
+        parameters="seeds: int = 7\ndataset: str = 'mnist'\nword: str = ''",
     )
     write(tmp_path / "notebooks" / "02-bad.ipynb", "print('before')", "1 / 0", "print('after')")
     monkeypatch.chdir(tmp_path)
@@ -100,14 +101,14 @@ def test_parameters_and_profile_reach_the_notebook_and_folders_are_made(project)
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_several_values_make_a_grid_of_named_outputs(project, jobs):
     output = project / "executed"
-    given = {"dataset": ["mnist", "a/b"], "seeds": ["1", "2", "1"]}
+    given = {"word": ["c", "a/b"], "seeds": ["1", "2", "1", "+1"]}
     done = notebooks.execute_all(["01-good"], given, "published", output, timeout=60, jobs=jobs)
     assert [path.name for path in done] == [
-        f"01-good.dataset={dataset}.seeds={seeds}.ipynb" for dataset in ("mnist", "a%2Fb") for seeds in (1, 2)
+        f"01-good.word={word}.seeds={seeds}.ipynb" for word in ("c", "a%2Fb") for seeds in (1, 2)
     ]
     assert sorted(output.iterdir()) == sorted(done)
     assert [printed(path).strip() for path in done] == [
-        f"seeds={seeds} dataset='{dataset}'" for dataset in ("mnist", "a/b") for seeds in (1, 2)
+        f"seeds={seeds} dataset='mnist' word='{word}'" for word in ("c", "a/b") for seeds in (1, 2)
     ]
 
 
@@ -124,6 +125,23 @@ def test_a_notebook_without_the_repeated_parameter_is_executed_once_and_failures
         "01-good.seeds=2.ipynb",
         "02-bad.failed.ipynb",
     ]
+
+
+def test_braces_in_paths_are_taken_as_they_are(project, monkeypatch):
+    within = project / "{seeds} of {nothing}"
+    shutil.copytree(project, within)
+    monkeypatch.chdir(within)
+    (done,) = notebooks.execute_all(["01-good"], {}, "published", within / "out{x}", timeout=60)
+    assert done == within / "out{x}" / "01-good.ipynb"
+    assert "seeds=7" in printed(done)
+    assert sorted(path.name for path in within.iterdir()) == ["book", "notebooks", "out{x}"]
+
+
+def test_a_folder_where_an_output_belongs_is_refused_before_anything_is_executed(project):
+    (project / "executed" / "01-good.ipynb").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no folder called 01-good\.ipynb"):
+        notebooks.execute_all([], {}, "published", project / "executed", timeout=60)
+    assert [path.name for path in (project / "executed").iterdir()] == ["01-good.ipynb"]
 
 
 def test_a_failing_notebook_is_kept_and_an_error_and_the_other_one_is_done(project):
@@ -162,7 +180,10 @@ def test_a_kernel_that_does_not_start_gets_one_more_try(project, monkeypatch):
     ("names", "given", "said"),
     [
         (["09-none"], {}, "01-good, 02-bad"),
-        (["01-good"], {"sedes": ["3"]}, "dataset, seeds"),
+        (["01-god"], {}, "did you mean 01-good"),
+        (["01-good"], {"sedes": ["3"]}, "dataset, seeds, word, got .*did you mean seeds"),
+        (["01-good"], {"seeds": ["3", "-3"]}, "seeds must be an integer from 1 to 10000, got -3"),
+        (["01-good"], {"dataset": ["minst"]}, 'dataset must be one of digits, mnist, got "minst"; did you mean mnist'),
         (["01-good"], {"seeds": ["many"]}, "int"),
         (["01-good"], {"seeds": ["3", "True"]}, "int"),
     ],

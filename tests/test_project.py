@@ -108,6 +108,32 @@ def test_the_workflow_publishes_the_folder_that_was_checked():
     assert f"HTML := {upload['with']['path']}/index.html\n" in (ROOT / "Makefile").read_text()
 
 
+def test_the_oldest_torch_is_the_same_wherever_it_stands():
+    (requirement,) = PROJECT["dependencies"]
+    oldest = requirement.removeprefix("torch>=")
+    for page in ("README.md", "book/use.md"):
+        assert f"PyTorch {oldest} or later" in (ROOT / page).read_text()
+    assert f"\nTORCH ?= {oldest}.0\n" in (ROOT / "Makefile").read_text()
+    job = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test-torch"]
+    assert job["steps"][-1]["run"] == "make test-torch TORCH=${{ matrix.torch }}"
+    first, last = job["strategy"]["matrix"]["torch"]
+    assert first == f"{oldest}.0"
+    assert numbers(first) < numbers(pins()["torch"]) <= numbers(last)
+
+
+def numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
+
+
+def test_other_versions_of_torch_get_the_tests_of_the_optimizers_and_the_theory_alone():
+    shown = subprocess.run(
+        ["make", "--dry-run", "test-torch"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    tested = set(re.findall(r"tests/test_(\w+)\.py", shown))
+    assert {"contract", "wiener", "annealing", "twins", "smoothing", "snr", "torch_training"} <= tested
+    assert not {"lightning", "skorch", "training", "report", "cli", "project"} & tested
+
+
 @pytest.mark.parametrize("page", ["README.md", "book/use.md", "book/faq.md"])
 def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -274,6 +274,13 @@ def test_a_paired_difference_ignores_what_a_seed_shifts_in_both(values, shift):
     assert difference.high - difference.low == pytest.approx(0, abs=1e-6)
 
 
+def test_a_gradient_norm_that_overflowed_makes_stability_infinite_and_the_table_is_told():
+    records = [record(experiments.SGD, seed, (0.8,), norms) for seed, norms in enumerate([(1.0, 3.0), (np.inf, 1.0)])]
+    (row,) = report.rows(STRESS, records)
+    assert row["stability"] == {"mean": np.inf, "low": None, "high": None}
+    assert report.table(STRESS, [row]).text()["stability"].tolist() == ["inf"]
+
+
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="values"):
         stats.paired_difference({0: 1.0}, {1: 1.0})

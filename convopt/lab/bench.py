@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import inspect
 import json
 import math
 import shutil
@@ -28,7 +29,6 @@ from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
 from convopt.lab.training import OURS
 from convopt.lab.vision import torchvision
-from convopt.optim.wiener import WienerOptimizer
 
 BLOCK = 20
 """Steps of which the mean is one time: a whole number of turns for what happens every fourth or fifth step."""
@@ -99,7 +99,10 @@ OPTIMIZERS: dict[str, Make] = {
     "SGD": partial(_plain, torch.optim.SGD, momentum=0.9),
     "Adam": partial(_plain, torch.optim.Adam),
     "AdamW": partial(_plain, torch.optim.AdamW),
-    **{name: partial(_on_grids if issubclass(cls, WienerOptimizer) else _plain, cls) for name, cls in OURS.items()},
+    **{
+        name: partial(_on_grids if "grid" in inspect.signature(cls).parameters else _plain, cls)
+        for name, cls in OURS.items()
+    },
     "SGD + SNRAnnealing": _annealed_sgd,
 }
 """What is measured; the bases with torch's default implementation."""

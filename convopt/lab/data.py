@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convopt.lab.names import require_known
 from convopt.lab.vision import torchvision
 
 DATASETS = ("mnist", "digits")
@@ -82,8 +83,7 @@ def load(name: str) -> Dataset:
         ValueError: no such data set.
         DataError: files are missing and cannot be downloaded, or are damaged.
     """
-    if name not in DATASETS:
-        raise ValueError(f"dataset must be one of {', '.join(DATASETS)}, got {name!r}")
+    require_known("dataset", name, DATASETS)
     return _digits() if name == "digits" else _mnist(str(data_folder()))
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from scipy.stats import qmc
 
+from convopt.lab.names import require_known
 from convopt.lab.runs import Choice, Run
 
 AVAILABLE = {"mnist": (5000, 1000), "digits": (1200, 397)}
@@ -124,14 +125,17 @@ class Experiment:
     def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
         """All runs, seed by seed so that an interrupted sweep holds whole pairs.
 
-        ``seeds`` None are the study's, ``epochs`` None are the setting's.
+        ``seeds`` None are the study's, ``epochs`` None are the setting's. ValueError for an unknown data set.
         """
+        require_known("dataset", dataset, AVAILABLE)
         if seeds is None:
             seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
+        if run.dataset not in AVAILABLE:
+            return None
         key = run.dataset, run.epochs, run.seed
         if key not in self._labels:
             self._labels[key] = {setting.run(recipe, *key): label for label, recipe, setting in self.arms}
@@ -781,11 +785,25 @@ EXPERIMENTS = {
 }
 
 
+PAGES = ("04-wiener", "07-batch-size", "09-controls", "11-rivals")
+"""Pages that tell of several experiments. The names of these begin with the page's name."""
+
+
+def page_of(name: str) -> str:
+    """The page that tells of the experiment called ``name``."""
+    return next((page for page in PAGES if name == page or name.startswith(f"{page}-")), name)
+
+
 def find(name: str) -> Experiment:
     """The experiment called ``name``; ValueError lists the known ones."""
-    if name not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {name!r}")
+    require_known("experiment", name, EXPERIMENTS)
     return EXPERIMENTS[name]
+
+
+def on_page(name: str) -> list[Experiment]:
+    """All experiments of the page called ``name``, or the experiment called so; ValueError lists the known ones."""
+    require_known("experiment", name, {*EXPERIMENTS, *PAGES})
+    return [found for found in EXPERIMENTS.values() if name in (page_of(found.name), found.name)]
 
 
 def published_runs() -> list[Run]:

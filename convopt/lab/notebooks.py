@@ -18,9 +18,13 @@ import papermill
 import zmq
 from nbclient.exceptions import DeadKernelError
 from papermill.iorw import load_notebook_node
+from papermill.models import Parameter
 from tqdm.auto import tqdm
 
 from convopt.lab import cluster
+from convopt.lab.folders import require_writable
+from convopt.lab.names import quoted, require_known
+from convopt.lab.parameters import check_parameters
 from convopt.lab.profiles import PROFILES
 from convopt.lab.workspace import project_folder
 
@@ -30,14 +34,29 @@ class NotebookError(RuntimeError):
 
 
 def available() -> dict[str, Path]:
-    """The project's notebooks by stem, in order."""
-    return {path.stem: path for path in sorted((project_folder() / "notebooks").glob("*.ipynb"))}
+    """The project's notebooks by stem, in order. FileNotFoundError where there are none."""
+    folder = project_folder() / "notebooks"
+    found = {path.stem: path for path in sorted(folder.glob("*.ipynb"))}
+    if not found:
+        raise FileNotFoundError(f"there are no notebooks in {folder}")
+    return found
 
 
-def parameters_of(notebook: Path) -> dict[str, str]:
-    """The names and declared types of the parameters in the notebook's cell tagged "parameters"."""
-    inferred = papermill.inspect_notebook(str(notebook))
-    return {name: parameter["inferred_type_name"] for name, parameter in inferred.items()}
+def parameters_of(notebook: Path) -> dict[str, Parameter]:
+    """The parameters in the notebook's cell tagged "parameters", by name; ``default`` is what the cell says.
+
+    ValueError where the file is no notebook.
+    """
+    try:
+        inferred = papermill.inspect_notebook(_literally(notebook))
+    except Exception as error:  # of many kinds: whatever a damaged file makes of its reader
+        raise ValueError(f"{notebook} is not a readable notebook ({type(error).__name__})") from error
+    return {name: Parameter(**parameter) for name, parameter in inferred.items()}
+
+
+def _literally(path: Path) -> str:
+    """The path as papermill takes it: it fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 @dataclass(frozen=True)
@@ -80,28 +99,28 @@ def execute_all(
             folder and ``output`` under the same paths.
 
     Raises:
-        ValueError: an unknown notebook, parameter or value. Nothing has been executed then.
+        ValueError: an unknown notebook, parameter or value, or nothing can be written into ``output``. Nothing has been
+            executed then.
         NotebookError: notebooks failed; raised when all others are done.
         cluster.ClusterError: the scheduler or workers went away.
     """
     notebooks = available()
     for name in names:
-        if name not in notebooks:
-            raise ValueError(f"notebook must be one of {', '.join(notebooks)}, got {name!r}")
-    chosen = [notebooks[name] for name in names or notebooks]
-    declared = {path: parameters_of(path) for path in chosen}
-    known = sorted({parameter for types in declared.values() for parameter in types})
+        require_known("notebook", name, notebooks)
+    require_known("profile", profile, PROFILES)
+    declared = {notebooks[name]: parameters_of(notebooks[name]) for name in names or notebooks}
+    known = {parameter for parameters in declared.values() for parameter in parameters}
     for parameter in given:
-        if parameter not in known:
-            raise ValueError(f"parameter must be one of {', '.join(known)}, got {parameter!r}")
+        require_known("parameter", parameter, known)
     errors = []
     with tempfile.TemporaryDirectory(prefix="convopt-quick-") as new_store:
         fixed = {**PROFILES[profile], **({"store": new_store} if profile == "quick" else {})}
         executions = [
             Execution(path, output / f"{'.'.join([path.stem, *marks])}.ipynb", parameters, timeout)
-            for path, types in declared.items()
-            for marks, parameters in _grid(types, fixed, given)
+            for path, of_it in declared.items()
+            for marks, parameters in _grid(of_it, fixed, given)
         ]
+        _require_output(output, executions)
         with closing(cluster.completed(_attempt, executions, jobs, scheduler, unit="notebook")) as outcomes:
             for execution, seconds, error in outcomes:
                 if error is None:
@@ -115,20 +134,38 @@ def execute_all(
 
 
 def _grid(
-    types: dict[str, str], fixed: dict[str, Any], given: dict[str, list[str]]
+    declared: dict[str, Parameter], fixed: dict[str, Any], given: dict[str, list[str]]
 ) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Of a notebook with parameters of these types, for each combination: what tells it from the others; parameters."""
-    own = {parameter: list(dict.fromkeys(texts)) for parameter, texts in given.items() if parameter in types}
+    """Of a notebook with these parameters, for each combination: what tells it from the others, and its parameters.
+
+    ValueError for a value that a parameter must not have.
+    """
+    own = {name: _distinct(declared[name], texts) for name, texts in given.items() if name in declared}
+    known = {name: value for name, value in fixed.items() if name in declared}
+    or_zero = [name for name, parameter in declared.items() if parameter.default == "0"]
     for combination in itertools.product(*own.values()):
-        texts = dict(zip(own, combination, strict=True))
-        marks = [f"{parameter}={quote(texts[parameter], safe='')}" for parameter in own if len(own[parameter]) > 1]
-        yield (
-            marks,
-            {
-                **{parameter: value for parameter, value in fixed.items() if parameter in types},
-                **{parameter: _parse(parameter, text, types[parameter]) for parameter, text in texts.items()},
-            },
-        )
+        values = dict(zip(own, combination, strict=True))
+        parameters = {**known, **{name: value for name, (_, value) in values.items()}}
+        check_parameters(or_zero, **parameters)
+        yield [f"{name}={quote(values[name][0], safe='')}" for name in own if len(own[name]) > 1], parameters
+
+
+def _distinct(parameter: Parameter, texts: list[str]) -> list[tuple[str, Any]]:
+    """The values that the texts stand for, each once, with the first text that says so."""
+    distinct: list[tuple[str, Any]] = []
+    for text in texts:
+        value = _parse(parameter, text)
+        if value not in [earlier for _, earlier in distinct]:
+            distinct.append((text, value))
+    return distinct
+
+
+def _require_output(output: Path, executions: list[Execution]) -> None:
+    """ValueError unless the executed notebooks can be written into the folder ``output``."""
+    require_writable("output", output)
+    for execution in executions:
+        if execution.output.is_dir():
+            raise ValueError(f"output must have no folder called {execution.output.name}, got {quoted(str(output))}")
 
 
 def _attempt(execution: Execution) -> tuple[Execution, float, str | None]:
@@ -175,8 +212,8 @@ def _papermill_with_one_retry(notebook: Path, output: Path, parameters: dict[str
 
 def _papermill(notebook: Path, output: Path, parameters: dict[str, Any], timeout: int) -> None:
     papermill.execute_notebook(
-        str(notebook),
-        str(output),
+        _literally(notebook),
+        _literally(output),
         parameters=parameters,
         cwd=str(notebook.parent.parent),
         progress_bar=sys.stderr.isatty() and multiprocessing.parent_process() is None,
@@ -192,15 +229,16 @@ def _has_started(executed: Path) -> bool:
     return any(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
 
 
-def _parse(name: str, text: str, declared: str) -> Any:
+def _parse(parameter: Parameter, text: str) -> Any:
     """The value that ``text`` stands for in a parameter declared as int, float, bool or str."""
+    declared = parameter.inferred_type_name
     if declared == "str":
         return text
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         value = text
     allowed = {"int": (int,), "float": (int, float), "bool": (bool,)}.get(declared)
     if allowed and (not isinstance(value, allowed) or (isinstance(value, bool) and declared != "bool")):
-        raise ValueError(f"parameter {name} must be of type {declared}, got {text!r}")
+        raise ValueError(f"parameter {parameter.name} must be of type {declared}, got {quoted(text)}")
     return value

@@ -1,6 +1,7 @@
 """Records of runs: one JSON file per run, written atomically, or one Parquet table of many."""
 
 import json
+import math
 import os
 import statistics
 import traceback
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from convopt.lab.folders import require_folder
 from convopt.lab.runs import Run
 
 CURVES = (
@@ -79,8 +81,12 @@ class Record:
 
     @property
     def stability(self) -> float:
-        """Population standard deviation over epochs of the epoch-mean gradient norm; lower is steadier."""
-        return statistics.pstdev(self.curves["gradient_norm"])
+        """Population standard deviation over epochs of the epoch-mean gradient norm; lower is steadier.
+
+        Infinite where a norm was, as in single precision with a far too high learning rate.
+        """
+        norms = self.curves["gradient_norm"]
+        return statistics.pstdev(norms) if all(map(math.isfinite, norms)) else math.inf
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
@@ -140,12 +146,13 @@ class Store:
     is reported by name in a warning and counts as absent, so that its run is run again.
 
     Args:
-        folder: made when the first record is written.
+        folder: made when the first record is written. ValueError where a file is in its way.
         published: a table made by ``write_table``, only read; one that does not exist counts as empty.
     """
 
     def __init__(self, folder: str | Path, published: Path | None = None):
         self.folder = Path(folder)
+        require_folder("store", self.folder)
         rows = read_table(published) if published is not None and published.exists() else []
         self._published = {record.run: record for record in rows}
 

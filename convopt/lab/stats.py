@@ -12,7 +12,10 @@ RESAMPLES = 4999
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % confidence interval; ``low`` and ``high`` are None for fewer than two values."""
+    """A mean and its 95 % confidence interval.
+
+    ``low`` and ``high`` are None for fewer than two values, and where one is not finite.
+    """
 
     mean: float
     low: float | None
@@ -36,7 +39,7 @@ def mean_interval(values: ArrayLike) -> Interval:
     if values.size == 0:
         raise ValueError("values must hold at least one number, got none")
     mean = float(values.mean())
-    if values.size < 2:
+    if values.size < 2 or not np.isfinite(values).all():
         return Interval(mean, None, None)
     if np.allclose(values, mean, rtol=1e-9, atol=1e-12):  # nothing to resample but rounding
         return Interval(mean, mean, mean)

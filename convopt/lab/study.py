@@ -6,6 +6,7 @@ from functools import cached_property
 
 from convopt.lab import experiments, report, sweep, workspace
 from convopt.lab.experiments import Experiment
+from convopt.lab.parameters import check_parameters
 from convopt.lab.records import Record
 from convopt.lab.report import MEASURES, Table, by_seed, format_interval
 from convopt.lab.runs import Run
@@ -22,11 +23,16 @@ class Study:
         store: folder of records; "" takes the published ones and adds new runs to ./runs.
         jobs: worker processes; 0 takes one per core.
 
+    ValueError for a value that a parameter must not have.
+
     Attributes:
         records: of all experiments that were asked for, in that order.
     """
 
     def __init__(self, dataset: str, seeds: int, epochs: int, store: str, jobs: int):
+        check_parameters(
+            ("seeds", "epochs", "jobs"), dataset=dataset, seeds=seeds, epochs=epochs, store=store, jobs=jobs
+        )
         self._dataset, self._epochs, self._jobs = dataset, epochs or None, jobs or None
         self._seeds = range(seeds) if seeds else None
         self._store = workspace.open_store(store)

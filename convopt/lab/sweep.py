@@ -7,6 +7,7 @@ from typing import Any
 
 from convopt.lab import cluster
 from convopt.lab.data import DataError
+from convopt.lab.folders import require_writable
 from convopt.lab.records import Failure, Record, Store
 from convopt.lab.runs import Choice, Run
 from convopt.lab.training import train
@@ -37,7 +38,8 @@ def sweep(
         retry_failed: train also what failed in an earlier sweep.
 
     Raises:
-        ValueError: ``jobs`` is not positive, or ``scheduler`` is no address.
+        ValueError: ``jobs`` is not positive, ``scheduler`` is no address, or nothing can be written into the store's
+            folder; no run has been trained then.
         SweepError: runs failed; raised when all others are done.
         cluster.ClusterError: the scheduler or workers went away.
         DataError: the data are missing or damaged, which is no fault of a run and ends the sweep.
@@ -49,6 +51,8 @@ def sweep(
     failures = [] if retry_failed else [failure for run in missing if (failure := store.load_failure(run)) is not None]
     left_alone = {failure.run for failure in failures}
     pending = [run for run in missing if run not in left_alone]
+    if pending:
+        require_writable("store", store.folder)
     with closing(cluster.completed(_attempt, pending, jobs, scheduler)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failure):

@@ -1,0 +1,222 @@
+"""What the commands of ``convopt`` do, each with the parsed options. They return the exit status."""
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from convopt.lab import experiments, records, report, workspace
+from convopt.lab.experiments import Experiment
+from convopt.lab.names import quoted
+from convopt.lab.records import Record
+
+
+def run_experiments(options: argparse.Namespace) -> int:
+    """Train what experiments lack and print their tables."""
+    from convopt.lab import sweep
+
+    chosen = _chosen([options.experiment], options.only)
+    store = workspace.open_store(options.store)
+    runs = [experiment.runs(options.dataset, _seeds(experiment, options), options.epochs) for experiment in chosen]
+    distinct = list(dict.fromkeys(run for of_one in runs for run in of_one))
+    found = sweep.sweep(distinct, store, options.jobs, options.scheduler, options.retry_failed)
+    by_run = dict(zip(distinct, found, strict=True))
+    tables = [
+        (experiment, [by_run[run] for run in of_one], None) for experiment, of_one in zip(chosen, runs, strict=True)
+    ]
+    _print_tables(tables, options)
+    return 0
+
+
+def report_experiments(options: argparse.Namespace) -> int:
+    """Print experiments' tables from the records that there are."""
+    from convopt.lab.selection import select
+
+    chosen = _chosen([options.experiment], options.only)
+    _require_store(options.store)
+    found = workspace.open_store(options.store).records()
+    tables: list[tuple[Experiment, list[Record], str | None]] = []
+    for experiment in chosen:
+        selected = select(experiment, found, options.dataset, _seeds(experiment, options), options.epochs)
+        if (note := selected.note()) is not None:
+            print(f"convopt: note: {experiment.name}: {note}", file=sys.stderr)
+        tables.append((experiment, selected.shown, selected.told_of_others()))
+    _print_tables(tables, options)
+    return 0
+
+
+def list_pages(options: argparse.Namespace) -> int:
+    """Print the pages, their experiments and how many of their runs have records."""
+    from convopt.lab.catalogue import as_text, catalogue
+
+    _require_store(options.store)
+    recorded = {record.run for record in workspace.open_store(options.store).records()}
+    pages = catalogue(recorded, options.dataset)
+    print(json.dumps(pages, indent=1) if options.json else as_text(pages))
+    return 0
+
+
+def _chosen(names: Iterable[str], only: bool) -> list[Experiment]:
+    """The experiments with these names, each once. A page's name stands for all of its experiments, unless ``only``."""
+    found = [[experiments.find(name)] if only else experiments.on_page(name) for name in names]
+    return list({experiment.name: experiment for of_one in found for experiment in of_one}.values())
+
+
+def _seeds(experiment: Experiment, options: argparse.Namespace) -> range | None:
+    """The seeds that are asked for; None for the experiment's own.
+
+    On a page of several, what is tuned keeps to its own: it must not see the seeds that are compared.
+    """
+    keeps_its_own = experiment.first_seed and options.experiment != experiment.name
+    return None if options.seeds is None or keeps_its_own else range(options.seeds)
+
+
+def _require_store(folder: str | None) -> None:
+    if folder and not Path(folder).is_dir():
+        raise ValueError(f"store must be a folder of records, got {quoted(folder)}")
+
+
+def _print_tables(tables: Iterable[tuple[Experiment, list[Record], str | None]], options: argparse.Namespace) -> None:
+    """Of each experiment the table of its records, and what is to be said of others."""
+    told, rows = [], []
+    for experiment, of_it, others in tables:
+        of_rows = report.rows(experiment, of_it)
+        rows += [{"experiment": experiment.name, **row} for row in of_rows]
+        told.append("\n".join(filter(None, [_as_text(experiment, of_it, of_rows, options.dataset), others])))
+        if options.json and others:
+            print(f"convopt: note: {experiment.name}: {others}", file=sys.stderr)
+    print(_as_json(rows) if options.json else "\n\n".join(told))
+
+
+def _as_json(rows: list[dict[str, Any]]) -> str:
+    """JSON in which infinity is null: JSON has no other word for it."""
+    return json.dumps(json.loads(json.dumps(rows), parse_constant=lambda _: None), indent=1)
+
+
+def _as_text(experiment: Experiment, of_it: list[Record], rows: list[dict[str, Any]], dataset: str | None) -> str:
+    if not rows:
+        asked = f" --dataset {dataset}" if dataset else ""
+        return f"There are no records of {experiment.name} yet; `convopt run {experiment.name}{asked}` makes them."
+    tested = " or ".join(str(count) for count in sorted({record.run.n_test for record in of_it}))
+    condition = ", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items())
+    end = f"Means over seeds with 95 % intervals; best and final on the first {tested} test images."
+    return "\n".join([experiment.title, condition, str(report.table(experiment, rows)), end])
+
+
+def check_records(options: argparse.Namespace) -> int:
+    """List what is wrong with records; 1 where anything is."""
+    from convopt.lab import check, data
+
+    _require_store(options.store)
+    store = Path(options.store or workspace.RUNS)
+    checked, findings = check.check(store, None if options.store else workspace.published_table())
+    for fault, said in findings:
+        print(f"{fault}: {said}")
+    counts = [f"{sum(fault == found for found, _ in findings)} {fault}" for fault in check.FAULTS]
+    print(f"{checked} records checked: {', '.join(counts)}.")
+    if not data.is_at_hand("mnist"):
+        print("MNIST is not at hand (see CONVOPT_DATA); the checksums of its records were not compared.")
+    return 1 if findings else 0
+
+
+def publish_records(options: argparse.Namespace) -> int:
+    """Write the table of published runs."""
+    published = workspace.project_folder() / workspace.PUBLISHED
+    store = records.Store(options.store, published=published)
+    runs = experiments.published_runs()
+    found = [record for run in runs if (record := store.load(run)) is not None]
+    if len(found) < len(runs):
+        raise RuntimeError(
+            f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
+            "`convopt run EXPERIMENT` makes them"
+        )
+    _require_store(options.store)  # what was published before would be written again, and called new
+    records.write_table(found, published)
+    print(f"{len(found)} records -> {published}")
+    return 0
+
+
+def verify_records(options: argparse.Namespace) -> int:
+    """Train some published runs again; 1 where they come out otherwise."""
+    from convopt.lab import reproduction, sweep
+
+    published = workspace.published_records()
+    candidates = published
+    if options.experiment:
+        chosen = _chosen([options.experiment], options.only)
+        candidates = [record for record in published if any(experiment.label(record.run) for experiment in chosen)]
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
+    print(f"{len(drawn)} of {len(candidates)} published runs; --seed {seed} draws them again.", flush=True)
+    with tempfile.TemporaryDirectory(prefix="convopt-verify-") as store:
+        runs = [record.run for record in drawn]
+        again = sweep.sweep(runs, records.Store(store), options.jobs, options.scheduler)
+    compared = reproduction.compare(drawn, again, published)
+    print(compared.to_string(index=False, float_format="%.1f"))
+    outside = int((compared["verdict"] == "outside").sum())
+    if outside:
+        print(f"convopt: error: {outside} of {len(drawn)} runs came out otherwise than published", file=sys.stderr)
+    return 1 if outside else 0
+
+
+def reproduce_records(options: argparse.Namespace) -> int:
+    """Train all published runs anew and print the differences."""
+    from convopt.lab import reproduction, sweep
+
+    chosen = _chosen(options.experiment or experiments.EXPERIMENTS, options.only)
+    store = records.Store(options.store)
+    # Seed by seed, so that an interrupted sweep holds whole pairs.
+    published = sorted(workspace.published_records(), key=lambda record: record.run.seed)
+    runs = [record.run for experiment in chosen for record in published if experiment.label(record.run)]
+    again = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
+    for experiment in chosen:
+        differences = reproduction.differences(experiment, again, published)
+        if differences is not None:
+            print(f"{experiment.title}\n{differences}\n")
+    print("Reproduced minus published: means over paired seeds with 95 % intervals.")
+    return 0
+
+
+def measure_costs(options: argparse.Namespace) -> int:
+    """Measure what steps cost."""
+    import pandas as pd
+    import torch
+
+    from convopt.lab import bench
+    from convopt.lab.cluster import available_cores
+    from convopt.lab.folders import require_writable
+
+    if options.publish and options.quick:
+        raise ValueError("--publish keeps the whole measurement, of which --quick is a part: leave one of them out")
+    published = workspace.project_folder() / workspace.COSTS if options.publish else None
+    if published:
+        require_writable("the folder of the published measurement", published.parent)
+    if options.quick:
+        rows = bench.measure(["SimpleNet"], [1], "cpu", seconds=4)
+    else:
+        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=10)
+        if torch.cuda.is_available():
+            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=10)
+    if published:
+        bench.publish(rows, published)
+    # What was not measured is left empty: whole training steps have no floor.
+    frame = pd.DataFrame(rows).dropna(axis=1, how="all").round(2)
+    print(json.dumps(rows, indent=1) if options.json else frame.to_string(index=False, na_rep=""))
+    return 0
+
+
+def execute_notebooks(options: argparse.Namespace) -> int:
+    """Execute notebooks."""
+    from convopt.lab import notebooks
+
+    names = [name.removesuffix(".ipynb") for name in options.names]
+    given: dict[str, list[str]] = {}
+    for name, value in options.parameter:
+        given.setdefault(name, []).append(value)
+    output = options.output.resolve()
+    notebooks.execute_all(names, given, options.profile, output, options.timeout, options.jobs, options.scheduler)
+    return 0

@@ -1,0 +1,26 @@
+"""Names that a user gives: an unknown one is refused in one sentence that says which was meant."""
+
+import difflib
+import json
+from collections.abc import Collection
+from typing import Any
+
+
+def require_known(what: str, value: Any, known: Collection[str]) -> None:
+    """ValueError unless ``value`` is one of the ``known`` names of ``what``."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(
+            f"{what} must be one of {', '.join(sorted(known))}, got {quoted(value)}{did_you_mean(value, known)}"
+        )
+
+
+def did_you_mean(value: Any, known: Collection[str]) -> str:
+    """``"; did you mean 06-stress-test?"`` where a known name resembles ``value``, and nothing elsewhere."""
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(value.lower(), by_lower, n=1) if isinstance(value, str) else []
+    return f"; did you mean {by_lower[found[0]]}?" if found else ""
+
+
+def quoted(value: Any) -> str:
+    """A value as messages show it, on one line: text in double quotes."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
