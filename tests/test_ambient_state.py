@@ -6,40 +6,13 @@ import threading
 import pytest
 import torch
 from subjects import assert_same, for_each_subject, gradients, groups_of, new_params, train
+from surroundings import SURROUNDINGS
 
-
-@contextlib.contextmanager
-def default_dtype(dtype):
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextlib.contextmanager
-def deterministic():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-SURROUNDINGS = {
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
-    "default device meta": lambda: torch.device("meta"),
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "inference mode": torch.inference_mode,
-    "deterministic algorithms": deterministic,
-    "gradients enabled": torch.enable_grad,
-}
+EACH = {**SURROUNDINGS, "gradients enabled": torch.enable_grad}
 
 
 @for_each_subject
-@pytest.mark.parametrize("surrounding", SURROUNDINGS.values(), ids=SURROUNDINGS.keys())
+@pytest.mark.parametrize("surrounding", EACH.values(), ids=EACH.keys())
 def test_steps_are_the_same_in_any_surrounding(make, surrounding):
     if surrounding is torch.inference_mode and make(groups_of(new_params())).attached is not None:
         pytest.skip("torch's own optimizers cannot go on with state that was made in inference mode")

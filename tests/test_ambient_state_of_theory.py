@@ -1,45 +1,16 @@
 """torch's global settings do not reach into the theory: its values are the same under each of them."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
+from surroundings import SURROUNDINGS
 from torch import Tensor
 
 from convopt.theory import _shifts, _ways, kernel_loss, kernels, smoothing, snr, spectrum
 from convopt.theory._shifts import LineShifts, PictureShifts, ShiftsInPieces
 
 PUBLIC = kernels, smoothing, kernel_loss, spectrum, snr
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-@contextmanager
-def only_deterministic_algorithms() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-STATES: dict[str, Callable[[], AbstractContextManager]] = {
-    "default dtype float64": lambda: default_dtype(torch.float64),
-    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
-    "default device meta": lambda: torch.device("meta"),
-    "inference mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "deterministic algorithms": only_deterministic_algorithms,
-}
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -158,12 +129,12 @@ def tensors_of(value) -> list[Tensor]:
     return [tensor for part in value for tensor in tensors_of(part)] if isinstance(value, tuple | list) else []
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", SURROUNDINGS)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_values_are_those_without(name, state, empty_caches):
     expected = CALLS[name]()
     empty_caches()
-    with STATES[state]():
+    with SURROUNDINGS[state]():
         value = CALLS[name]()
     afterwards = CALLS[name]()
     for seen in (value, afterwards):
@@ -176,14 +147,14 @@ def test_the_values_are_those_without(name, state, empty_caches):
             assert seen == expected
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", SURROUNDINGS)
 def test_what_was_kept_from_then_lets_gradients_flow_afterwards(state, empty_caches):
     def loss(image: Tensor) -> Tensor:
         gain = spectrum.make_bands(image.shape, False, torch.float32, torch.device("cpu")).pooling[:, 0].view(9, 12)
         products = LineShifts([image.flatten(), LONG], 5).statistics().products
         return spectrum.apply_gain(image, gain).square().sum() + products.square().sum()
 
-    with STATES[state](), torch.no_grad():
+    with SURROUNDINGS[state](), torch.no_grad():
         loss(IMAGE)
     variable = IMAGE.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(variable), variable)

@@ -337,6 +337,11 @@ class TestWhatCannotWork:
         with pytest.raises(TypeError, match=optimizer_class.__name__):
             SNRAnnealing(optimizer_class(new_params()))
 
+    def test_says_so_of_them_within_a_wrapper(self):
+        prepared = Accelerator(cpu=True).prepare(torch.optim.Rprop(new_params()))
+        with pytest.raises(TypeError, match="Rprop"):
+            SNRAnnealing(prepared)
+
     def test_says_so_of_an_optimizer_without_a_rate(self):
         from transformers import Adafactor
 

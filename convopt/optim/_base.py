@@ -80,6 +80,10 @@ class SmoothingOptimizer(Optimizer, ABC):
                 self._check_state(group, name, p, state["state"].get(p, {}))
         super().__setstate__(state)
         self._option_names = tuple(name for name in self.defaults if name not in ("lr", "differentiable"))
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    self._law.adopt(p, self.state[p])
         self._checked, self._is_made = [], True
         self._complete_groups()
 

@@ -26,6 +26,7 @@ GROWTH = 100.0
 
 def judge(power: Scalar, usual: Scalar) -> tuple[bool | Tensor, Scalar]:
     """Whether a gradient of this power may teach, and what is usual from now on. ``usual`` is 0 before the first."""
+    # Written out for floats: at every step of every parameter, the generic functions are too slow.
     if isinstance(power, float) and isinstance(usual, float):
         if not math.isfinite(power):
             return False, usual
@@ -72,6 +73,13 @@ def powers_of(gradients: list[Tensor]) -> Tensor:
 def new_usual_power(device: torch.device) -> Tensor:
     """Of a parameter that has had no gradient."""
     return torch.zeros((), dtype=torch.float64, device=device)
+
+
+def overwrite(kept: Tensor, gradient: Tensor, may_teach: bool | Tensor) -> None:
+    """Keep a gradient as what the next is compared with: zeros, of which nothing is learnt, if it may not teach."""
+    if may_teach is not True:
+        gradient = torch.where(torch.as_tensor(may_teach, device=kept.device), gradient, 0)
+    kept.copy_(gradient)
 
 
 def select(may_teach: list[bool | Tensor], new: Tensor, old: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ class UpdateLaw(ABC):
             state.update({name: torch.zeros_like(p, memory_format=torch.preserve_format) for name in self.buffers})
         return bool(missing)
 
+    def adopt(self, p: Tensor, state: dict[str, Any]) -> None:  # noqa: B027 (most laws need no other form)
+        """Give state that came with a checkpoint the form that the update needs."""
+
     @abstractmethod
     def update(
         self,
@@ -85,34 +88,27 @@ class SGDLaw(UpdateLaw):
     ) -> None:
         """One step of parameters on one device along directions of their shapes and dtypes, in place."""
         buffers = [state["momentum_buffer"] for state in states] if group["momentum"] else []
-        descend(group, params, directions, buffers, lr)
-
-
-def descend(
-    group: dict[str, Any], params: list[Tensor], directions: list[Tensor], buffers: list[Tensor], lr: float | Tensor
-) -> None:
-    """The step of :class:`SGDLaw`; ``buffers`` are those of the momentum, empty without one."""
-    # On a CPU, torch 2.13's fused SGD mixes up the elements of momentum in half precision.
-    halves_on_cpu = params[0].device.type == "cpu" and params[0].dtype in HALF_PRECISIONS
-    if not halves_on_cpu and may_fuse(group, params, directions, buffers):
-        options = {name: group[name] for name in ("momentum", "nesterov", "weight_decay", "maximize")}
-        torch._fused_sgd_(params, directions, buffers, lr=lr, dampening=0.0, is_first_step=False, **options)
-        return
-    if group["maximize"]:
-        directions = list(torch._foreach_neg(directions))
-    if group["weight_decay"]:
-        directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
-    if buffers:
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, directions)
-        if group["nesterov"]:
-            directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
+        # On a CPU, torch 2.13's fused SGD mixes up the elements of momentum in half precision.
+        halves_on_cpu = params[0].device.type == "cpu" and params[0].dtype in HALF_PRECISIONS
+        if not halves_on_cpu and may_fuse(group, params, directions, buffers):
+            options = {name: group[name] for name in ("momentum", "nesterov", "weight_decay", "maximize")}
+            torch._fused_sgd_(params, directions, buffers, lr=lr, dampening=0.0, is_first_step=False, **options)
+            return
+        if group["maximize"]:
+            directions = list(torch._foreach_neg(directions))
+        if group["weight_decay"]:
+            directions = list(torch._foreach_add(directions, params, alpha=group["weight_decay"]))
+        if buffers:
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, directions)
+            if group["nesterov"]:
+                directions = list(torch._foreach_add(directions, buffers, alpha=group["momentum"]))
+            else:
+                directions = buffers
+        if isinstance(lr, Tensor):
+            torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
         else:
-            directions = buffers
-    if isinstance(lr, Tensor):
-        torch._foreach_sub_(params, torch._foreach_mul(directions, lr.reshape(())))
-    else:
-        torch._foreach_add_(params, directions, alpha=-lr)
+            torch._foreach_add_(params, directions, alpha=-lr)
 
 
 class AdamWLaw(UpdateLaw):
@@ -134,13 +130,17 @@ class AdamWLaw(UpdateLaw):
         check_number("eps", options["eps"], at_least=0)
 
     def init(self, group: dict[str, Any], params: list[Tensor], states: list[dict[str, Any]]) -> bool:
-        """Make the averages and the counters of steps, which are kept on the parameters' devices."""
+        """Make the averages and the counters of steps that are missing."""
         new = super().init(group, params, states)
-        for p, state in zip(params, states, strict=True):
-            step = state.get("step", 0.0)
-            if not isinstance(step, Tensor) or step.device != p.device:
-                state["step"] = torch.as_tensor(step, dtype=torch.float32, device=p.device)
+        if new:
+            for p, state in zip(params, states, strict=True):
+                self.adopt(p, state)
         return new
+
+    def adopt(self, p: Tensor, state: dict[str, Any]) -> None:
+        """Keep the counter of steps on the parameter's device, where torch's AdamW has it only if it is fused."""
+        if state:
+            state["step"] = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32, device=p.device)
 
     def update(
         self,

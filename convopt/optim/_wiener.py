@@ -17,7 +17,6 @@ from convopt.optim._checks import (
     grad_of,
     is_at_rest,
     named_params,
-    params_with_grad,
 )
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar, is_eager
@@ -80,18 +79,19 @@ class WienerOptimizer(SmoothingOptimizer):
         first = self.param_groups[0]
         if first["second_estimate"] != "half batches":
             raise RuntimeError('mark_half() needs an optimizer made with second_estimate="half batches"')
-        active = [(group, params) for group in self.param_groups if (params := params_with_grad(group))]
-        for _, params in active:
-            check_gradients(params)
+        parts = self._parts()
+        for part in parts:
+            check_gradients(part.params)
         if is_eager() and first["turn"] != 0:
             return
-        for group, params in active:
-            for p in params:
+        for group, params, states in parts:
+            for p, state in zip(params, states, strict=True):
                 if group["grid"] is not None:
-                    self._filter.init(group, p, self.state[p])
-                    keep(self.state[p], self._filter.spectrum(group, p), p.dtype)
+                    self._filter.init(group, p, state)
+                    keep(state, self._filter.spectrum(group, p), p.dtype)
                 elif group["snr_annealing"]:
-                    keep(self.state[p], grad_of(p), p.dtype)
+                    keep(state, grad_of(p), p.dtype)
+            self.state.update(zip(params, states, strict=True))
 
     def snr(self) -> SNR:
         """What the optimizer has learnt about its gradients, for plots. Reading it waits for the device."""
@@ -159,10 +159,10 @@ class WienerOptimizer(SmoothingOptimizer):
                 self._filter.forget(p, self.state.get(p, {}), coherence=name != "scale")
 
     def _refuse(self, parts: list[Part]) -> None:
-        turn = self._turn()
         self._is_first = not self.state
-        marked = any("second_estimate" in state for part in parts for state in part.states)
-        if turn.halves and turn.compares and parts and not marked:
+        if self.param_groups[0]["second_estimate"] != "half batches" or not self._turn().compares:
+            return
+        if parts and not any("second_estimate" in state for part in parts for state in part.states):
             raise RuntimeError(
                 'second_estimate="half batches" needs mark_half() between the backward passes of the two halves'
             )

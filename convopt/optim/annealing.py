@@ -9,7 +9,7 @@ from torch.optim import Optimizer, Rprop
 
 from convopt.optim._attach import Active, Stage
 from convopt.optim._checks import check_integer, check_number, check_onset, grad_of
-from convopt.optim._outliers import judge, powers_of
+from convopt.optim._outliers import judge, overwrite, powers_of
 from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
 from convopt.theory.smoothing import at_least_float32
 
@@ -226,8 +226,6 @@ class SNRAnnealing(Stage):
         self._previous: dict[Tensor, Tensor] = {}
         self._unread = 0
         self._host_factor = 1.0
-        if isinstance(optimizer, Rprop):
-            raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
         super().__init__(optimizer)
 
     def factor(self) -> float:
@@ -275,7 +273,9 @@ class SNRAnnealing(Stage):
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
 
     def check(self, active: Active) -> None:
-        """RuntimeError if the optimizer anneals itself, TypeError if it has no learning rates of its groups' own."""
+        """RuntimeError if the optimizer anneals itself, TypeError if its steps do not follow its groups' ``lr``."""
+        if isinstance(self.optimizer, Rprop):
+            raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
         for group in self.optimizer.param_groups:
             if not isinstance(group.get("lr"), int | float | Tensor):
                 raise TypeError(
@@ -327,7 +327,7 @@ def remember(previous: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor], ma
         torch._foreach_copy_([previous[p] for p in known], [gradients[p] for p in known])
     else:
         for p in known:
-            previous[p].copy_(torch.where(torch.as_tensor(may_teach, device=p.device), gradients[p], 0))
+            overwrite(previous[p], gradients[p], may_teach)
     for p, gradient in gradients.items():
         if p not in previous:
             previous[p] = gradient.clone()

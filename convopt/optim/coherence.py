@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convopt.optim._checks import grad_of
-from convopt.optim._outliers import judge, new_usual_power
+from convopt.optim._outliers import judge, new_usual_power, overwrite
 from convopt.optim._scalars import Scalar, is_finite, is_readable, value_of
 from convopt.optim.grids import spatial_axes
 from convopt.theory.smoothing import at_least_float32
@@ -114,6 +114,12 @@ class GridFilter:
             "usual_power": (),
             "second_estimate": (frequencies, p.numel() // frequencies),
         }
+
+    def zeros(self, options: Options, p: Tensor) -> State:
+        """The state of a parameter of which nothing has been learnt, with a second estimate that teaches nothing."""
+        dtypes = {"coherence": at_least_float32(p[:0]).dtype, "usual_power": torch.float64, "second_estimate": p.dtype}
+        shapes = self.shapes(options, p)
+        return {name: torch.zeros(shapes[name], dtype=dtype, device=p.device) for name, dtype in dtypes.items()}
 
     def bands(self, options: Options, dtype: torch.dtype, device: torch.device) -> Bands:
         """The bands of the options' grid."""
@@ -228,10 +234,7 @@ def keep(state: State, gradient: Tensor, dtype: torch.dtype, ordinary: bool | Te
     """Keep a gradient, as it is or as a spectrum, as what the next one is compared with; zeros if it may not teach."""
     if "second_estimate" not in state:
         state["second_estimate"] = torch.zeros_like(gradient, dtype=dtype)
-    kept = state["second_estimate"]
-    kept.copy_(
-        gradient if ordinary is True else torch.where(torch.as_tensor(ordinary, device=kept.device), gradient, 0)
-    )
+    overwrite(state["second_estimate"], gradient, ordinary)
 
 
 def scaled_gain(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]:

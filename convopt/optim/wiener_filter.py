@@ -86,9 +86,8 @@ class WienerFilter(Stage):
         """
         parameters = []
         for options, _, p in self._on_grids():
-            zeros = {name: torch.zeros(shape) for name, shape in self._filter.shapes(options, p).items()}
             state = {name: tensor.clone() for name, tensor in self._state.get(p, {}).items()}
-            parameters.append({**zeros, **state})
+            parameters.append({**self._filter.zeros(options, p.detach()), **state})
         return {"count": self._count, "parameters": parameters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -12,7 +12,13 @@ import torch
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_DEVICES_OF_AUTOCAST = ("cpu", "cuda") if torch.version.cuda or torch.version.hip else ("cpu",)
+_BUILT = {
+    "cpu": True,
+    "cuda": torch.version.cuda or torch.version.hip,
+    "mps": torch.backends.mps.is_built(),
+    "xpu": getattr(torch.version, "xpu", None),
+}
+_DEVICES_OF_AUTOCAST = tuple(device for device, built in _BUILT.items() if built)
 _is_enabled = torch.is_autocast_enabled  # looked up once: this is asked several times a step
 
 
