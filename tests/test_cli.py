@@ -124,6 +124,7 @@ def test_missing_data_is_one_line_and_exit_1(tmp_path):
     assert "Traceback" not in shown.stderr
 
 
+@pytest.mark.slow
 def test_run_prints_the_table_and_report_prints_it_again(tmp_path):
     arguments = ["06-stress-test", "--store", str(tmp_path / "store")]
     ran = convopt("run", *arguments, "--dataset", "digits", "--seeds", "1", "--epochs", "1", "--jobs", "1")

@@ -62,6 +62,7 @@ def test_records_come_in_the_order_of_runs_and_are_not_run_again(tmp_path, recor
     assert sweep.sweep(reversed(RUNS[:4]), store) == first[::-1]
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_keeps_what_was_finished_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "convopt.cli", "run", "06-stress-test", "--dataset", "digits"]
     command += ["--seeds", "2", "--epochs", "2", "--jobs", "2", "--store", str(tmp_path)]

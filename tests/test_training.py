@@ -218,6 +218,7 @@ def test_identity_does_not_change_between_versions():
     assert dataclasses.replace(RUN, schedule="cosine").id != RUN.id
 
 
+@pytest.mark.slow
 def test_with_wrong_labels_wiener_sgd_ends_above_sgd_on_the_digits():
     finals = {
         recipe: {

@@ -6,6 +6,7 @@ become usual after about a dozen steps.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,35 +40,39 @@ def judge(power: Scalar, usual: Scalar) -> tuple[bool | Tensor, Scalar]:
 
 
 def ordinary(
-    states: list[dict[str, Any]], powers: Tensor, update: bool = True
+    states: list[dict[str, Any]], powers: Sequence[Scalar], update: bool = True
 ) -> tuple[list[bool | Tensor], list[bool | Tensor]]:
-    """Which of several parameters' gradients may teach, by their ``powers``, ``(parameters,)``; which are the first.
+    """Which of several parameters' gradients may teach, by their ``powers``; which are the first.
 
     What is usual of each, ``state["usual_power"]``, is updated; unless ``update``, of those alone that are the first.
     """
     usual = [state["usual_power"] for state in states]
-    before = torch.stack(usual)
-    if not is_readable(before.device):
-        verdicts, after = map(torch.as_tensor, judge(powers, before))  # all at once
+    if any(isinstance(power, Tensor) for power in powers):
+        before = torch.stack(usual)
+        verdicts, after = map(torch.as_tensor, judge(torch.stack([*map(torch.as_tensor, powers)]), before))
         first = before == 0
         torch._foreach_copy_(usual, list((after if update else torch.where(first, after, before)).unbind()))
         return list(verdicts.unbind()), list(first.unbind())
-    known = before.tolist()
-    judged = [judge(power, old) for power, old in zip(powers.tolist(), known, strict=True)]
-    if update or 0 in known:
-        after = torch.tensor([new for _, new in judged], dtype=before.dtype, device="cpu")
-        torch._foreach_copy_(usual, list(after.unbind()))
+    known = [each.item() for each in usual]
+    judged = [judge(power, old) for power, old in zip(powers, known, strict=True)]
+    for each, old, (_, new) in zip(usual, known, judged, strict=True):
+        if update or old == 0:
+            each.fill_(new)
     return [verdict for verdict, _ in judged], [old == 0 for old in known]
 
 
-def powers_of(gradients: list[Tensor]) -> Tensor:
-    """|g|^2 of gradients on one device, ``(gradients,)``, float64."""
-    norms = torch.stack(torch._foreach_norm([at_least_float32(g) for g in gradients])).double()
-    if is_readable(norms.device):
-        for i, norm in enumerate(norms.tolist()):
-            if norm in (0, math.inf):  # perhaps because the squares are out of float32's range
-                norms[i] = torch.linalg.vector_norm(gradients[i], dtype=torch.float64)
-    return norms.square()
+def powers_of(gradients: list[Tensor]) -> list[Scalar]:
+    """|g|^2 of each of some gradients on one device, in float64."""
+    norms = torch._foreach_norm([at_least_float32(g) for g in gradients])
+    if not is_readable(norms[0].device):
+        return list(torch.stack(norms).double().square().unbind())
+    powers: list[Scalar] = []
+    for gradient, norm in zip(gradients, norms, strict=True):
+        value = norm.item()
+        if value in (0, math.inf):  # perhaps because the squares are out of float32's range
+            value = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
+        powers.append(value * value)
+    return powers
 
 
 def new_usual_power(device: torch.device) -> Tensor:

@@ -152,36 +152,37 @@ class AdamWLaw(UpdateLaw):
     ) -> None:
         """One step of parameters on one device along directions of their shapes and dtypes, in place."""
         averages, squares = ([state[name] for state in states] for name in self.buffers)
-        fused = may_fuse(group, params, directions, averages, squares)
+        steps = [state["step"] for state in states]
+        beta1, beta2 = group["betas"]
+        options = {name: group[name] for name in ("weight_decay", "eps", "maximize")}
+        options |= {"lr": lr, "beta1": beta1, "beta2": beta2, "amsgrad": False}
+        if may_fuse(group, params, directions, averages, squares):
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(params, directions, averages, squares, [], steps, **options)
+            return
         adamw(
             params,
             directions,
             averages,
             squares,
             [],
-            [state["step"] for state in states],
-            foreach=not fused and group.get("foreach") is not False and is_eager(),
-            fused=fused,
+            steps,
+            foreach=group.get("foreach") is not False and is_eager(),
+            fused=False,
             # Else a device would be waited for, to read the counter.
-            capturable=not fused and params[0].device.type == "cuda",
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=lr,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
+            capturable=params[0].device.type == "cuda",
+            **options,
         )
 
 
 def may_fuse(group: dict[str, Any], *lists: Sequence[Tensor]) -> bool:
-    """Whether a fused update was asked for, and all that torch's take for granted holds.
+    """Whether the group's ``fused``, where it has one, allows a fused update, and all that it takes for granted holds.
 
     Each parameter, its direction and its buffers are dense, of one layout and one shape; all tensors are of one dtype
     and on one device that has such updates; and nothing is compiled.
     """
     first = lists[0][0]
-    if not group.get("fused") or not is_eager() or first.device.type not in ("cpu", "cuda"):
+    if not group.get("fused", True) or not is_eager() or first.device.type not in ("cpu", "cuda"):
         return False
     for tensors in zip(*[each for each in lists if each], strict=True):
         shape = tensors[0].shape

@@ -19,7 +19,7 @@ from convopt.optim._checks import (
     named_params,
 )
 from convopt.optim._plain import in_plain_mode
-from convopt.optim._scalars import Scalar, is_eager
+from convopt.optim._scalars import Scalar, is_eager, is_readable
 from convopt.optim.annealing import Annealer, new_agreement, products_of, total_of
 from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Seen, Turn, keep, turn_of
 from convopt.optim.grids import check_grid
@@ -54,6 +54,7 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def __init__(self, params: Any, options: dict[str, Any]):
         self._filter = GridFilter()
+        self._known_factor: Scalar | None = None
         self._is_first = True
         if options["fused"] is None and options["foreach"] is None and options["snr_annealing"]:
             options["fused"] = True
@@ -61,7 +62,7 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint or pickle, or a checkpoint of the base optimizer."""
-        self._filter = GridFilter()
+        self._filter, self._known_factor = GridFilter(), None
         super().__setstate__(state)
 
     @in_plain_mode
@@ -154,6 +155,7 @@ class WienerOptimizer(SmoothingOptimizer):
         return {**self._filter.shapes(group, p)}
 
     def _option_changed(self, group: dict[str, Any], name: str) -> None:
+        self._known_factor = None
         if name == "grid" or name in CHOICES:  # what was learnt was of other frequencies, or the gain is another
             for p in group["params"]:
                 self._filter.forget(p, self.state.get(p, {}), coherence=name != "scale")
@@ -220,6 +222,7 @@ class WienerOptimizer(SmoothingOptimizer):
             total = total_of(products)
             annealer = self._annealer(turn.every, total.device)
             may_teach = annealer.observe(total)
+            self._known_factor = None
         elif turn.remembers:
             may_teach = annealer.judge([each.power for each in on_grids], gradients)
         if turn.remembers:
@@ -245,7 +248,14 @@ class WienerOptimizer(SmoothingOptimizer):
         ]
 
     def _factor(self) -> Scalar | None:
-        return self._annealer().factor() if self.param_groups[0]["snr_annealing"] else None
+        first = self.param_groups[0]
+        if not first["snr_annealing"]:
+            return None
+        if not is_readable(first["annealing"].device):
+            return self._annealer().factor()
+        if self._known_factor is None:
+            self._known_factor = self._annealer().factor()
+        return self._known_factor
 
     def _annealer(self, every: int | None = None, device: torch.device | None = None) -> Annealer:
         first = self.param_groups[0]

@@ -86,7 +86,7 @@ class Annealer(NamedTuple):
 
     def judge(self, powers: list[Scalar], gradients: list[Tensor]) -> bool | Tensor:
         """Whether gradients of these powers, and these, may teach, where they are compared with none yet."""
-        power = sum([*powers, *(read(powers_of(gradients)) if gradients else ())])
+        power = sum([*powers, *(powers_of(gradients) if gradients else ())])
         ordinary, usual = judge(power, value_of(self.learnt[-1]))
         self.learnt[-1] = usual
         return ordinary
@@ -305,7 +305,9 @@ class SNRAnnealing(Stage):
     def scaled(self, group: dict[str, Any]) -> float | Tensor:
         """The group's learning rate times the factor: a new tensor for a tensor, which several groups may share."""
         lr: float | Tensor = group["lr"]
-        return lr * (self._annealer.factor() if isinstance(lr, Tensor) else self._read_factor())
+        if isinstance(lr, Tensor):  # in its own dtype: torch's fused updates take no other
+            return (lr * self._annealer.factor()).to(lr.dtype)
+        return lr * self._read_factor()
 
     def _read_factor(self) -> float:
         if self._unread >= self._read_every:

@@ -106,8 +106,9 @@ class ConvolutionalSGD(KernelOptimizer):
             lambda line: ShiftsInPieces(line, size).smooth_pieces(kernel),
         )
         if observed is not None:
-            loss = observed if isinstance(observed, Tensor) else torch.tensor(observed, device="cpu")
-            self._follow(part.group, loss.to(kernel.device, torch.float64))
+            if not isinstance(observed, Tensor):  # made where it is needed: to copy it there, the host would wait
+                observed = torch.full((), observed, dtype=torch.float64, device=kernel.device)
+            self._follow(part.group, observed.to(kernel.device, torch.float64))
         return directions
 
     def _follow(self, group: dict[str, Any], loss: Tensor) -> None:

@@ -10,6 +10,7 @@ from convopt.optim._base import Direction, Part, Pieces
 from convopt.optim._checks import check_number, grad_of, named_params
 from convopt.optim._kernels import KernelOptimizer, initial_kernel, mean_statistics, together
 from convopt.optim._outliers import new_usual_power, ordinary, select
+from convopt.optim._scalars import read
 from convopt.theory._shifts import LineShifts, ShiftsInPieces
 from convopt.theory.kernel_loss import KernelLoss, local_loss, local_loss_of_taps, through_normalisation
 from convopt.theory.kernels import clip_to_simplex
@@ -116,7 +117,7 @@ class LocalLossConvSGD(KernelOptimizer):
         adapted = clip_to_simplex(torch.sub(kernels, slopes, alpha=group["local_lr"])).float()
         centre = kernels.shape[1] // 2
         # The mean power will do: what is usual is known of each parameter apart.
-        may_teach, _ = ordinary(states, statistics.products[:, centre, centre].double())
+        may_teach, _ = ordinary(states, read(statistics.products[:, centre, centre].double()))
         adapted = select(may_teach, adapted, kernels)
         torch._foreach_copy_([state["kernel"] for state in states], list(adapted.unbind()))
 
