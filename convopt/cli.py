@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 import convopt
 from convopt.lab.names import did_you_mean, quoted
 
-DATASETS = ("mnist", "digits")
-
 
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong with an argument, and what may have been meant."""
@@ -55,8 +53,10 @@ def _told_of_rest(options: argparse.Namespace, left: list[str]) -> str:
         return f"unexpected argument {quoted(left[0])}"
     names = [options.experiment, left[0]]
     message = f"EXPERIMENT must be one name, got {' and '.join(map(quoted, names))}"
+    from convopt.lab.data import ENTRIES
+
     for dataset, other in (names, reversed(names)):
-        if dataset in DATASETS and "dataset" in options:
+        if dataset in ENTRIES and "dataset" in options:
             return f"{message}; did you mean {other} --dataset {dataset}?"
     return message
 
@@ -163,7 +163,8 @@ def _make_parser() -> _Parser:
     report.set_defaults(command="report_experiments")
 
     listing = commands.add_parser("list", help="list the pages, their experiments and how many runs have records")
-    listing.add_argument("--dataset", choices=DATASETS, default="mnist", help="count runs on it; default: mnist")
+    _add_dataset(listing)
+    listing.set_defaults(dataset="mnist")
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_store(listing)
     listing.set_defaults(command="list_pages")
@@ -258,9 +259,20 @@ def _add_only(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_setting(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", choices=DATASETS, help="default: mnist")
+    _add_dataset(parser)
     parser.add_argument("--seeds", type=_positive, metavar="N", help="paired seeds 0 to N-1; default: the experiment's")
     parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
+
+
+def _add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dataset",
+        type=_text,
+        metavar="NAME",
+        help="mnist (the default), digits, fashion-mnist, cifar10, breast-cancer, diabetes, or a path: .npz, .csv, "
+        ".parquet, .txt, or a folder with a folder of images for each class",
+    )
+    parser.add_argument("--target", type=_text, metavar="COLUMN", help="of a table, the column to predict")
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def test_help_names_every_command():
         (["notebooks", "06-stress-test", "--output", "/proc/x"], "output must be a folder that can be written to"),
         (
             ["notebooks", "06-stress-test", "-p", "dataset", "minst"],
-            'dataset must be one of digits, mnist, got "minst"; did you mean mnist?',
+            'got "minst"; did you mean mnist?',
         ),
         (["notebooks", "06-stress-test", "-p", "sedes", "2"], "did you mean seeds?"),
         (["notebooks", "06-stress-test", "-p", "seeds", "-1"], "seeds must be an integer from 1 to 10000, got -1"),

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.lab import data
+from convopt.lab.data import images
 
 
 def test_digits_are_split_1200_200_397_and_need_no_files():
     digits = data.load("digits")
     assert (len(digits.train), len(digits.validation), len(digits.test)) == (1200, 200, 397)
     assert digits.grid == (8, 8)
-    assert digits.train.x.shape == (1200, 64)
+    assert digits.train.x.shape == (1200, 1, 8, 8)
     assert digits.confirmation is None
 
 
@@ -56,13 +57,13 @@ def mnist_copy(tmp_path, monkeypatch) -> Path:
     """Files of MNIST's layout, all zeros, where CONVOPT_DATA points."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, (magic, shape) in data.MNIST_FILES.items():
+    for name, (magic, shape) in images.MNIST_FILES.items():
         (raw / name).write_bytes(idx(magic, shape))
     monkeypatch.setenv("CONVOPT_DATA", str(tmp_path))
     return raw
 
 
-@pytest.mark.parametrize("name", data.MNIST_FILES)
+@pytest.mark.parametrize("name", images.MNIST_FILES)
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -90,16 +91,16 @@ def test_good_files_of_the_layout_load(mnist_copy):
 def test_exactly_the_rate_of_labels_is_wrong_and_none_of_them_right(rate, classes, seed):
     labels = torch.randint(classes, (200,), generator=torch.Generator().manual_seed(seed))
     before = labels.clone()
-    noisy = data.corrupt_labels(labels, rate, classes, seed)
+    noisy = data.corrupt_targets(labels, rate, classes, seed)
     assert torch.equal(labels, before)
     assert (noisy != labels).sum() == round(rate * 200)
     assert ((noisy >= 0) & (noisy < classes)).all()
-    assert torch.equal(noisy, data.corrupt_labels(labels, rate, classes, seed))
+    assert torch.equal(noisy, data.corrupt_targets(labels, rate, classes, seed))
 
 
 def test_wrong_labels_are_uniform_over_the_other_classes():
     labels = torch.full((9000,), 3)
-    counts = torch.bincount(data.corrupt_labels(labels, 1.0, 10, seed=0), minlength=10)
+    counts = torch.bincount(data.corrupt_targets(labels, 1.0, 10, seed=0), minlength=10)
     assert counts[3] == 0
     expected = 1000
     chi_squared = ((counts[counts > 0] - expected) ** 2 / expected).sum()
@@ -110,11 +111,11 @@ def test_wrong_labels_do_not_touch_the_global_generator():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    data.corrupt_labels(torch.zeros(100, dtype=torch.long), 0.5, 10, seed=1)
+    data.corrupt_targets(torch.zeros(100, dtype=torch.long), 0.5, 10, seed=1)
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize(("rate", "classes", "name"), [(1.5, 10, "rate"), (-0.1, 10, "rate"), (0.1, 1, "classes")])
+@pytest.mark.parametrize(("rate", "classes", "name"), [(1.5, 10, "rate"), (-0.1, 10, "rate"), (0.1, 1, "outputs")])
 def test_bad_noise_is_refused(rate, classes, name):
     with pytest.raises(ValueError, match=name):
-        data.corrupt_labels(torch.zeros(5, dtype=torch.long), rate, classes, seed=0)
+        data.corrupt_targets(torch.zeros(5, dtype=torch.long), rate, classes, seed=0)

@@ -145,7 +145,7 @@ def test_a_race_says_what_is_wrong(racing):
     racing.batch_size.value = 100
     racing.start.click()
     racing.wait(60)
-    assert racing.status.value == "ValueError: batch_size 100 exceeds the 80 training pictures"
+    assert racing.status.value == "ValueError: batch_size 100 exceeds the 80 training inputs"
     assert buttons(racing) == (True, False)
     for box in racing.optimizers.values():
         box.value = False

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from convopt.lab import data, experiments, models, probes
+from convopt.lab import data, experiments, networks, probes
 from convopt.lab.runs import Choice
 from convopt.theory import snr, spectrum
 
@@ -22,7 +22,7 @@ def digits():
 def gradients(digits):
     """Each training picture's gradients in a small network, by parameter."""
     torch.manual_seed(0)
-    model = models.SimpleNet(64, 16, 10)
+    model = networks.SimpleNet(64, 16, 10)
     return snr.per_sample_gradients(model, F.cross_entropy, digits.train.x, digits.train.y)
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, spatial_param_groups
 from convopt.lab import provenance
-from convopt.lab.models import ConvNet, SimpleNet
+from convopt.lab.networks import ConvNet, SimpleNet
 from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
 from convopt.lab.training import OURS
@@ -38,17 +38,6 @@ WARM_UP = 6
 
 TRAINING_ROUNDS = 3
 """At least so many of whole training steps, whose ratios lie near 1; of steps alone, one where they take seconds."""
-
-
-class _Pictured(nn.Module):
-    """A network of flattened pictures, ``(batch, 784)``, that takes them as pictures, ``(batch, 1, 28, 28)``."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.flatten(1))
 
 
 def _resnet18() -> nn.Module:
@@ -66,8 +55,8 @@ def _squares(millions: float) -> nn.Module:
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "SimpleNet": (lambda: _Pictured(SimpleNet()), (1, 28, 28)),
-    "ConvNet": (lambda: _Pictured(ConvNet()), (1, 28, 28)),
+    "SimpleNet": (SimpleNet, (1, 28, 28)),
+    "ConvNet": (ConvNet, (1, 28, 28)),
     "ResNet-18": (_resnet18, (3, 32, 32)),
     "ViT-B/16": (_vit_b_16, (3, 224, 224)),
     **{f"{millions:g} M": (partial(_squares, millions), (0,)) for millions in (0.1, 1.0, 10.0, 100.0)},

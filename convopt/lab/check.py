@@ -56,7 +56,9 @@ def _read(folder: Path, published: Path | None) -> Iterator[tuple[str, Record | 
 
 def _faults(record: Record) -> Iterator[tuple[str, str]]:
     run = record.run
-    if run.dataset not in data.DATASETS:
+    try:
+        data.describe(run.dataset)
+    except (ValueError, data.DataError):
         yield "unknown configuration", f"no data set {run.dataset!r}"
         return
     if not any(experiment.label(run) for experiment in EXPERIMENTS.values()):
@@ -64,7 +66,7 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
     expected = _checksum(run.dataset)
     if expected not in (None, record.provenance.get("data")):
         yield "of other data", f"of data with the checksum {record.provenance.get('data')}, at hand is {expected}"
-    reason = _why_not_set_up(replace(run, seed=0, dataset="digits", epochs=0))
+    reason = _why_not_set_up(replace(run, seed=0, dataset="digits", data="", epochs=0))
     if reason is not None:
         yield "unknown configuration", reason
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convopt.lab import experiments, records, report, workspace
+from convopt.lab import data, experiments, records, report, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.names import quoted
 from convopt.lab.records import Record
@@ -20,6 +20,7 @@ def run_experiments(options: argparse.Namespace) -> int:
     from convopt.lab import sweep
 
     chosen = _chosen([options.experiment], options.only)
+    _complete_dataset(options)
     store = workspace.open_store(options.store)
     runs = [experiment.runs(options.dataset, _seeds(experiment, options), options.epochs) for experiment in chosen]
     distinct = list(dict.fromkeys(run for of_one in runs for run in of_one))
@@ -37,6 +38,7 @@ def report_experiments(options: argparse.Namespace) -> int:
     from convopt.lab.selection import select
 
     chosen = _chosen([options.experiment], options.only)
+    _complete_dataset(options)
     _require_store(options.store)
     found = workspace.open_store(options.store).records()
     tables: list[tuple[Experiment, list[Record], str | None]] = []
@@ -53,11 +55,21 @@ def list_pages(options: argparse.Namespace) -> int:
     """Print the pages, their experiments and how many of their runs have records."""
     from convopt.lab.catalogue import as_text, catalogue
 
+    _complete_dataset(options)
     _require_store(options.store)
     recorded = {record.run for record in workspace.open_store(options.store).records()}
     pages = catalogue(recorded, options.dataset)
     print(json.dumps(pages, indent=1) if options.json else as_text(pages))
     return 0
+
+
+def _complete_dataset(options: argparse.Namespace) -> None:
+    """Put the path and the column to predict together. ValueError where there are no such data, or of no use."""
+    if options.dataset is not None:
+        options.dataset = data.full_name(options.dataset, options.target)
+        data.describe(options.dataset)
+    elif options.target is not None:
+        raise ValueError("target needs --dataset with the path of a table")
 
 
 def _chosen(names: Iterable[str], only: bool) -> list[Experiment]:
@@ -103,13 +115,13 @@ def _as_text(experiment: Experiment, of_it: list[Record], rows: list[dict[str, A
         return f"There are no records of {experiment.name} yet; `convopt run {experiment.name}{asked}` makes them."
     tested = " or ".join(str(count) for count in sorted({record.run.n_test for record in of_it}))
     condition = ", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items())
-    end = f"Means over seeds with 95 % intervals; best and final on the first {tested} test images."
+    end = f"Means over seeds with 95 % intervals; best and final on the first {tested} test inputs."
     return "\n".join([experiment.title, condition, str(report.table(experiment, rows)), end])
 
 
 def check_records(options: argparse.Namespace) -> int:
     """List what is wrong with records; 1 where anything is."""
-    from convopt.lab import check, data
+    from convopt.lab import check
 
     _require_store(options.store)
     store = Path(options.store or workspace.RUNS)

@@ -86,10 +86,9 @@ def smooth_over_pixels(
     optimizer.register_step_pre_hook(smooth)
 
 
-def blurred(pictures: Tensor, grid: tuple[int, int], size: int) -> Tensor:
-    """Flattened pictures, ``(n, pixels)``, smoothed by the binomial kernel of ``size`` taps along each axis."""
-    gain = kernel_gain(NAMED_KERNELS["binomial"](size, 2), grid)
-    return apply_gain(pictures.view(-1, *grid), gain).view_as(pictures)
+def blurred(inputs: Tensor, grid: tuple[int, ...], size: int) -> Tensor:
+    """Inputs whose last axes are the grid, smoothed by the binomial kernel of ``size`` taps along each axis."""
+    return apply_gain(inputs, kernel_gain(NAMED_KERNELS["binomial"](size, len(grid)), grid))
 
 
 def add_gradient_noise(optimizer: torch.optim.Optimizer, power: float, seed: int) -> None:
@@ -104,15 +103,17 @@ def add_gradient_noise(optimizer: torch.optim.Optimizer, power: float, seed: int
     optimizer.register_step_pre_hook(add)
 
 
-def loss_function(choice: Choice | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """From logits, ``(batch, classes)``, and labels the loss, 0-dim, in nats where it is a cross-entropy.
+def loss_function(
+    choice: Choice | None, default: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """From outputs, ``(batch, classes)``, and targets the loss, 0-dim, in nats where it is a cross-entropy.
 
-    None stands for cross-entropy, "label smoothing" has the ``amount`` given to all classes alike, and "generalised
-    cross-entropy" is ``(1 - p ** q) / q`` of the label's probability p (Zhang and Sabuncu, arXiv:1805.07836, equation
-    6). ValueError for another name.
+    None stands for ``default``, the task's own. Of labels, "label smoothing" has the ``amount`` given to all classes
+    alike, and "generalised cross-entropy" is ``(1 - p ** q) / q`` of the label's probability p (Zhang and Sabuncu,
+    arXiv:1805.07836, equation 6). ValueError for another name.
     """
     if choice is None:
-        return nn.functional.cross_entropy
+        return default
     options = dict(choice.options)
     if choice.name == "label smoothing":
         return nn.CrossEntropyLoss(label_smoothing=options["amount"])

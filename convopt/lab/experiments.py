@@ -8,11 +8,9 @@ from functools import cached_property
 
 from scipy.stats import qmc
 
+from convopt.lab import data, networks
 from convopt.lab.names import require_known
 from convopt.lab.runs import Choice, Run
-
-AVAILABLE = {"mnist": (5000, 1000), "digits": (1200, 397)}
-"""Pictures there are to train on and to report, per data set; experiments take at most these."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,11 @@ class Setting:
     def run(self, recipe: Recipe, dataset: str, epochs: int | None, seed: int) -> Run:
         """One run in this setting; of a smaller data set it takes what there is.
 
-        A setting that has a data set of its own keeps to it.
+        A setting that has a data set of its own keeps to it. Where its network does not take such inputs, another does.
         """
         dataset = self.dataset or dataset
-        n_train, n_test = AVAILABLE[dataset]
+        kind, _, n_train, n_test = data.describe(dataset)
+        model = networks.fitting(self.model.name, kind)
         return Run(
             dataset=dataset,
             n_train=min(self.n_train, n_train),
@@ -73,7 +72,7 @@ class Setting:
             batch_size=self.batch_size,
             label_noise=self.label_noise,
             epochs=epochs or self.epochs,
-            model=self.model,
+            model=self.model if model == self.model.name else Choice.of(model),
             optimizer=recipe.optimizer,
             seed=seed,
             pixels=self.pixels,
@@ -83,6 +82,7 @@ class Setting:
             averaging=recipe.averaging,
             gradient_noise=self.gradient_noise,
             adversary=self.adversary,
+            data=data.fingerprint(dataset),
         )
 
 
@@ -127,14 +127,16 @@ class Experiment:
 
         ``seeds`` None are the study's, ``epochs`` None are the setting's. ValueError for an unknown data set.
         """
-        require_known("dataset", dataset, AVAILABLE)
+        data.require_dataset(dataset)
         if seeds is None:
             seeds = range(self.first_seed, self.first_seed + self.seeds)
         return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
-        if run.dataset not in AVAILABLE:
+        try:
+            data.describe(run.dataset)
+        except (ValueError, data.DataError):  # a file that is no more
             return None
         key = run.dataset, run.epochs, run.seed
         if key not in self._labels:

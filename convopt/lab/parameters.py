@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convopt.lab.experiments import AVAILABLE
+from convopt.lab.data import require_dataset
 from convopt.lab.folders import require_folder
-from convopt.lab.names import quoted, require_known
+from convopt.lab.names import quoted
 
 MOST_SEEDS = 10_000
 """Runs are made before the first is trained: with far more seeds they would fill the memory."""
@@ -59,7 +59,7 @@ def check_parameters(or_zero: Collection[str] = (), /, **values: Any) -> None:
     """
     for name, value in values.items():
         if name == "dataset":
-            require_known("dataset", value, AVAILABLE)
+            require_dataset(value)
         elif name == "store":
             _check_store(value)
         elif name in NUMBERS:

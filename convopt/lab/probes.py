@@ -240,7 +240,7 @@ def fresh_gradients(dataset: str, label_noise: float, pictures: int, seed: int =
     """Of the stress test's network; the hidden unit is the one with the median of the signal's power.
 
     Args:
-        dataset: "mnist" or "digits".
+        dataset: a name of ``data.ENTRIES``, of images.
         label_noise: share of wrong training labels.
         pictures: how many are drawn, two or more.
         seed: of the run whose initial weights, wrong labels and first probe these are.
@@ -358,7 +358,7 @@ def course(run: Run, dataset: data.Dataset, pictures: int, betas: Sequence[float
     """
     with training.one_thread():
         model = training.make_model(run, dataset)
-        optimizer = training.make_optimizer(run, model, dataset.grid)
+        optimizer = training.make_optimizer(run, model, dataset)
         emas = EMAProbe(optimizer, betas)
         split = training.training_split(run, dataset)
         powers, spectra = [], []
@@ -408,7 +408,7 @@ def courses(
     """The courses of SGD in the stress test's setting, one below the other, with columns for what tells them apart.
 
     Args:
-        dataset: "mnist" or "digits".
+        dataset: a name of ``data.ENTRIES``, of images.
         arms: batch size and order of the pixels, "natural" or "permuted": one random order per seed, kept throughout.
         seeds: of initial weights, batches, wrong labels, probes and the order of the pixels.
         epochs: passes over the training pictures.
@@ -440,7 +440,7 @@ def gain_course(run: Run, steps: Collection[int]) -> dict[int, Tensor]:
     """
     dataset = training.dataset_of(run)
     model = training.make_model(run, dataset)
-    optimizer = training.make_optimizer(run, model, dataset.grid)
+    optimizer = training.make_optimizer(run, model, dataset)
     gains: dict[int, Tensor] = {}
     step = itertools.count(1)
 
@@ -477,7 +477,7 @@ def agreements(run: Run, dataset: data.Dataset) -> pd.DataFrame:
     """
     with training.one_thread():
         model = training.make_model(run, dataset)
-        optimizer = training.make_optimizer(run, model, dataset.grid)
+        optimizer = training.make_optimizer(run, model, dataset)
         split = training.training_split(run, dataset)
         second_batches = training.epochs(replace(run, seed=run.seed + 1000), split)
         params = list(model.parameters())

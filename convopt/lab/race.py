@@ -8,7 +8,7 @@ from dataclasses import replace
 import ipywidgets
 
 from convopt.lab import data, figures, training
-from convopt.lab.experiments import AVAILABLE, Recipe, Setting
+from convopt.lab.experiments import Recipe, Setting
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
 
@@ -47,7 +47,7 @@ class Race(ipywidgets.VBox):
 
     def __init__(self, recipes: dict[str, Recipe], setting: Setting):
         self._recipes, self._setting = recipes, setting
-        at_hand = [name for name in AVAILABLE if data.is_at_hand(name)]
+        at_hand = [name for name in data.ENTRIES if data.is_at_hand(name)]
         look = {"style": {"description_width": "11em"}, "layout": {"width": "32em"}}
         self.dataset = ipywidgets.Dropdown(description="data", options=at_hand, value="digits", **look)
         self.optimizers = {

@@ -16,6 +16,7 @@ import pandas as pd
 
 from convopt.lab.folders import require_folder
 from convopt.lab.runs import Run
+from convopt.lab.tasks import Measure, measure_of
 
 CURVES = (
     "train_loss",
@@ -23,6 +24,11 @@ CURVES = (
     "test_loss",
     "test_accuracy",
     "validation_accuracy",
+    "test_rmse",
+    "test_r2",
+    "validation_rmse",
+    "test_nats",
+    "validation_nats",
     "wrong_labels_learnt",
     "rho",
     "annealing_factor",
@@ -31,7 +37,9 @@ CURVES = (
     "seconds_training",
     "seconds_evaluation",
 )
-"""What is recorded per epoch: losses in nats, accuracies from 0 to 1, the mean gradient norm, seconds.
+"""What is recorded per epoch: losses, the measures of the task (see ``tasks.TASKS``), the mean gradient norm, seconds.
+
+Of a classification, the loss is in nats and the accuracy from 0 to 1.
 
 Of runs with wrong labels, the share of those that the network predicts; of annealed runs, the agreement of gradients
 and the factor on the learning rate (see ``SNRAnnealing``); of runs with an adversary, the test accuracy against either.
@@ -52,7 +60,7 @@ class Record:
         curves: under each name of ``CURVES`` one value per completed epoch, as far as it applies to the run.
         kernels: the optimizer's kernels, or gains by frequency, by name, before training and after each completed
             epoch.
-        confirmation_accuracy: 0 to 1, on test pictures that are looked at once, in the last epoch; or None.
+        confirmation_accuracy: the task's measure on test inputs that are looked at once, in the last epoch; or None.
         provenance: see ``provenance.collect``.
     """
 
@@ -64,20 +72,28 @@ class Record:
     provenance: dict[str, Any]
 
     @property
+    def measure(self) -> Measure:
+        """What the task is judged by."""
+        return measure_of(self.curves)
+
+    @property
     def best(self) -> float:
-        """Best test accuracy over the epochs, 0 to 1."""
-        return max(self.curves["test_accuracy"])
+        """The measure's best value on the test inputs, over the epochs."""
+        return self.measure.best(self._of("test"))
 
     @property
     def final(self) -> float:
-        """Test accuracy after the last epoch, 0 to 1."""
-        return self.curves["test_accuracy"][-1]
+        """The measure on the test inputs after the last epoch."""
+        return self._of("test")[-1]
 
     @property
     def early_stopped(self) -> float:
-        """Test accuracy after the first epoch with the best validation accuracy, 0 to 1."""
-        validation = self.curves["validation_accuracy"]
-        return self.curves["test_accuracy"][validation.index(max(validation))]
+        """The measure on the test inputs after the first epoch that is best on the validation inputs."""
+        validation = self._of("validation")
+        return self._of("test")[validation.index(self.measure.best(validation))]
+
+    def _of(self, split: str) -> list[float]:
+        return self.curves[f"{split}_{self.measure.name}"]
 
     @property
     def stability(self) -> float:

@@ -13,6 +13,7 @@ from convopt.lab.experiments import RIVALS, Experiment, part_and_option
 from convopt.lab.records import Record, finished
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval, holm, mean_interval, paired_difference, verdict
+from convopt.lab.tasks import ACCURACY
 
 MEASURES = ("best", "final", "stability")
 
@@ -79,7 +80,8 @@ def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, An
     that did not) and, as dicts of ``mean``, ``low`` and ``high`` over the finished runs: ``best`` and ``final``, the
     accuracy in percent on the reported test pictures; ``stability``; ``confirmation``, the final accuracy in percent
     on test pictures kept apart, or None for a data set without; what else ``HEADINGS`` names, or None where it does not
-    apply; ``seconds_per_epoch`` as in :func:`measured`. An interval of fewer than two runs has no ends.
+    apply; ``seconds_per_epoch`` as in :func:`measured`. An interval of fewer than two runs has no ends. Of other tasks
+    than a classification, the measure takes the accuracy's place, and ``measured`` is what it is called.
     """
     return [_row(label, shared, arm) for (label, shared), arm in _arms(experiment, records).items()]
 
@@ -113,6 +115,8 @@ def _row(label: str, shared: tuple, records: list[Record]) -> dict[str, Any]:
     for measure in (*HEADINGS, "seconds_per_epoch"):
         values = [value for record in done if (value := measured(record, measure)) is not None]
         row[measure] = mean_interval(values)._asdict() if values else None
+    if done and done[0].measure != ACCURACY:
+        row["measured"] = done[0].measure.title
     return row
 
 
@@ -124,20 +128,21 @@ def seconds(record: Record) -> float:
 def measured(record: Record, measure: str) -> float | None:
     """A measure of ``HEADINGS``, ``seconds_per_epoch`` or ``validation`` of a finished record; None if it has none.
 
-    Accuracies are in percent. ``validation``, ``fgsm`` and ``pgd`` are the last epoch's. ``seconds_per_epoch`` are the
-    fastest epoch's, of training alone: what else a machine does can only add to them.
+    Accuracies are in percent, other tasks' measures in their own unit. ``validation``, ``fgsm`` and ``pgd`` are the
+    last epoch's. ``seconds_per_epoch`` are the fastest epoch's, of training alone: what else a machine does can only
+    add to them.
     """
     if measure == "stability":
         return record.stability
     if measure == "seconds_per_epoch":
         return min(record.curves["seconds_training"])
     if measure == "confirmation":
-        accuracy = record.confirmation_accuracy
+        value = record.confirmation_accuracy
     elif measure in ("validation", "fgsm", "pgd"):
-        accuracy = record.curves.get(f"{measure}_accuracy", [None])[-1]
+        value = record.curves.get(f"{measure}_{record.measure.name}", [None])[-1]
     else:
-        accuracy = getattr(record, measure)
-    return None if accuracy is None else 100 * accuracy
+        value = getattr(record, measure)
+    return None if value is None else record.measure.scale * value
 
 
 def by_seed(records: Iterable[Record], measure: str) -> dict[int, float]:
@@ -331,6 +336,11 @@ def by_label(experiment: Experiment, records: Iterable[Record]) -> dict[str, lis
     return arms
 
 
+def heading(measure: str, of_task: str = ACCURACY.title) -> str:
+    """How tables call a measure, where the task is judged by what is called ``of_task``."""
+    return HEADINGS[measure].replace(ACCURACY.title, of_task)
+
+
 HEADINGS = {
     "best": "best acc. (%)",
     "final": "final acc. (%)",
@@ -355,12 +365,13 @@ def table(
     """The rows of ``experiment`` for reading, with a column for each condition that differs between them."""
     common = common_condition(report_rows)
     varying = [name for name in report_rows[0]["condition"] if name not in common]
+    title = next((row["measured"] for row in report_rows if "measured" in row), ACCURACY.title)
     frame = pd.DataFrame(
         [
             {
                 **{name: row["condition"][name] for name in varying},
                 "optimizer": row["optimizer"],
-                **{HEADINGS[measure]: row[measure] and Interval(**row[measure]) for measure in measures},
+                **{heading(measure, title): row[measure] and Interval(**row[measure]) for measure in measures},
                 "runs": f"{row['n']}" + (f" (+{row['diverged']} diverged)" if row["diverged"] else ""),
             }
             for row in report_rows

@@ -25,13 +25,13 @@ class Run:
     """One training run.
 
     Attributes:
-        dataset: "mnist" or "digits".
-        n_train: the first n pictures of the training split are trained on.
-        n_test: the first n pictures of the test split are reported.
+        dataset: a name or path that ``data.load`` knows.
+        n_train: the first n inputs of the training split are trained on.
+        n_test: the first n inputs of the test split are reported.
         batch_size: the last incomplete batch of an epoch is dropped.
         label_noise: share of training labels that are wrong, 0 to 1.
         epochs: passes over the training pictures.
-        model: a name of ``models.MODELS`` and its options.
+        model: a name that ``networks.make`` knows, and its options.
         optimizer: a name of ``training.OPTIMIZERS`` and its options.
         seed: of initial weights, batches, wrong labels and the order of pixels, one stream each. Runs of one seed are
             paired.
@@ -43,6 +43,7 @@ class Run:
         averaging: "EMA" of the weights over steps, with its ``decay``, which is then what is evaluated; None for none.
         gradient_noise: power of white noise added to every gradient, as a multiple of its own power.
         adversary: who changes the pictures before each step, see ``adversaries.Adversary``; None for nobody.
+        data: what tells the reader's own file from what was under its path before; see ``data.fingerprint``.
     """
 
     dataset: str
@@ -61,6 +62,7 @@ class Run:
     averaging: Choice | None = None
     gradient_noise: float = 0.0
     adversary: Choice | None = None
+    data: str = ""
 
     @property
     def id(self) -> str:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convopt.lab.data import Dataset
-from convopt.lab.models import SimpleNet
+from convopt.lab.networks import SimpleNet
 from convopt.optim import ConvolutionalSGD
 from convopt.theory.kernel_loss import TapsLoss, local_loss_of_taps, through_softmax, wiener_taps
 from convopt.theory.kernels import from_logits
@@ -103,7 +103,7 @@ def train_smoothed_and_blurred(dataset: Dataset, gain: Tensor, steps: int, lr: f
         blurred.hidden1.weight.copy_(_over_pixels(smoothed.hidden1.weight, 1 / blur))
     rows = []
     for index in batches(dataset, steps, 8):
-        x, y = dataset.train.x[index].double(), dataset.train.y[index]
+        x, y = dataset.train.x[index].flatten(1).double(), dataset.train.y[index]
         losses = [_sgd_step(smoothed, x, y, lr, gain), _sgd_step(blurred, _over_pixels(x, blur), y, lr, None)]
         weight, predicted = smoothed.hidden1.weight, _over_pixels(blurred.hidden1.weight, blur)
         difference = ((weight - predicted).abs().max() / weight.abs().max()).item()
@@ -143,7 +143,7 @@ def fresh_network(dataset: Dataset) -> SimpleNet:
     """A small network with the initial weights of seed 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SimpleNet(torch.Size(dataset.grid).numel(), 32, dataset.classes)
+        return SimpleNet(torch.Size(dataset.grid).numel(), 32, dataset.outputs)
 
 
 def batches(dataset: Dataset, count: int, batch_size: int) -> Tensor:

@@ -3,7 +3,6 @@
 import inspect
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,12 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
 
 from convopt import SNRAnnealing, WienerAdamW, WienerSGD, optim, spatial_param_groups
-from convopt.lab import controls, data, provenance, rivals
+from convopt.lab import controls, data, networks, provenance, rivals
 from convopt.lab.adversaries import STEPS, Adversary
-from convopt.lab.models import MODELS
 from convopt.lab.records import Record, nine_digits
 from convopt.lab.rivals import OptimizersTogether, PflugTest
 from convopt.lab.runs import Choice, Run
+from convopt.lab.tasks import TASKS, Task, outputs_of
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
     name: cls
@@ -60,10 +59,12 @@ def dataset_of(run: Run) -> data.Dataset:
     dataset = data.load(run.dataset)
     if run.pixels == "natural":
         return dataset
-    if run.pixels == "blurred":
-        return data.transform_pictures(dataset, lambda x: controls.blurred(x, dataset.grid, 3))
-    if run.pixels != "permuted":
+    if run.pixels not in ("permuted", "blurred"):
         raise ValueError(f'pixels must be "natural", "permuted" or "blurred", got {run.pixels!r}')
+    if dataset.grid is None:
+        raise ValueError(f"{dataset.name} has no pixels that could be {run.pixels}: its inputs are {dataset.kind}")
+    if run.pixels == "blurred":
+        return data.transform_inputs(dataset, lambda x: controls.blurred(x, dataset.grid, 3))
     generator = torch.Generator().manual_seed(run.stream("order of the pixels"))
     return data.permute_pixels(dataset, torch.randperm(math.prod(dataset.grid), generator=generator))
 
@@ -72,14 +73,14 @@ def make_model(run: Run, dataset: data.Dataset) -> nn.Module:
     """The run's model with the initial weights of its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.stream("initial weights"))
-        return MODELS[run.model.name](dataset.grid, dataset.classes, **dict(run.model.options))
+        return networks.make(run.model.name, dataset.shape, dataset.outputs, **dict(run.model.options))
 
 
 PER_LAYER = "SNRAnnealing per layer"
 
 
-def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.optim.Optimizer | OptimizersTogether:
-    """The run's optimizer over all of the model's parameters; a Wiener one is told which of them see the pixels.
+def make_optimizer(run: Run, model: nn.Module, dataset: data.Dataset) -> torch.optim.Optimizer | OptimizersTogether:
+    """The run's optimizer over all of the model's parameters; a Wiener one is told which of them see a grid.
 
     Besides the optimizer's own options there are ``smallest_kernel``, that of ``spatial_param_groups``; ``smoothed``,
     "first layer" or "other layers": in the rest the kernel has one tap; and ``pixel_kernel``, name and size of the
@@ -92,16 +93,14 @@ def make_optimizer(run: Run, model: nn.Module, grid: tuple[int, int]) -> torch.o
     if "pixel_kernel" in options:
         kernel = options.pop("pixel_kernel")
         optimizer = make(model.named_parameters(), **options)
-        controls.smooth_over_pixels(optimizer, next(model.parameters()), grid, *kernel)
+        controls.smooth_over_pixels(optimizer, next(model.parameters()), dataset.grid, *kernel)
         return optimizer
     if "smoothed" in options:
         return make(controls.smoothed_groups(model, options.pop("smoothed")), **options)
     if make not in (WienerSGD, WienerAdamW):
         return make(model.named_parameters(), **options)
-    # The models take flattened pictures; what they were before is seen from here.
-    pictured = nn.Sequential(OrderedDict(flatten=nn.Flatten(), model=model))
     kernels = {name: options.pop(name) for name in ("smallest_kernel",) if name in options}
-    groups, _ = spatial_param_groups(pictured, torch.zeros(1, 1, *grid), **kernels)
+    groups, _ = spatial_param_groups(model, dataset.train.x[:1], **kernels)
     return make(groups, **options)
 
 
@@ -179,25 +178,25 @@ def factors(run: Run) -> list[float]:
     """Train ``run``, which is annealed, and return by what each of its steps was multiplied."""
     dataset = dataset_of(run)
     model = make_model(run, dataset)
-    optimizer = make_optimizer(run, model, dataset.grid)
+    optimizer = make_optimizer(run, model, dataset)
     annealing = attach_annealing(run, optimizer)
     seen: list[float] = []
     optimizer.register_step_post_hook(lambda *_: seen.append(annealing.factor()))
     for batches in epochs(run, training_split(run, dataset)):
-        train_epoch(model, optimizer, batches)
+        train_epoch(model, optimizer, batches, loss_of=TASKS[dataset.task].loss)
     return seen
 
 
 def training_split(run: Run, dataset: data.Dataset) -> data.Split:
-    """The pictures the run trains on, with its wrong labels."""
+    """What the run trains on, with the noise of its targets."""
     clean = dataset.train.first(run.n_train)
     return data.Split(
-        clean.x, data.corrupt_labels(clean.y, run.label_noise, dataset.classes, run.stream("wrong labels"))
+        clean.x, data.corrupt_targets(clean.y, run.label_noise, dataset.outputs, run.stream("wrong labels"))
     )
 
 
 def epochs(run: Run, split: data.Split) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """For each epoch its batches of pictures and labels; the last incomplete batch is dropped."""
+    """For each epoch its batches of inputs and targets; the last incomplete batch is dropped."""
     generator = torch.Generator().manual_seed(run.stream("batches"))
     n = len(split) - len(split) % run.batch_size
     for _ in range(run.epochs):
@@ -218,10 +217,10 @@ def train_epoch(
     Args:
         model: put into training mode, as is an optimizer that has modes.
         optimizer: steps once per batch.
-        batches: of pictures and labels.
+        batches: of inputs and targets.
         after_step: called after each step.
-        loss_of: of logits and labels.
-        adversary: who changes the pictures first.
+        loss_of: of outputs and targets.
+        adversary: who changes the inputs first.
     """
     model.train()
     set_mode(optimizer, "train")
@@ -236,7 +235,7 @@ def train_epoch(
         for p in params:
             p.grad = None
         if in_halves:
-            value = _backward_in_halves(model, optimizer, x, y)
+            value = _backward_in_halves(model, optimizer, x, y, loss_of)
         else:
             loss = loss_of(model(x), y)
             value = loss.item()
@@ -262,11 +261,17 @@ def set_mode(optimizer: torch.optim.Optimizer | OptimizersTogether, mode: str) -
         getattr(optimizer, mode)()
 
 
-def _backward_in_halves(model: nn.Module, optimizer: WienerSGD | WienerAdamW, x: Tensor, y: Tensor) -> float:
+def _backward_in_halves(
+    model: nn.Module,
+    optimizer: WienerSGD | WienerAdamW,
+    x: Tensor,
+    y: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+) -> float:
     """Two backward passes, of half a batch each, and the mean loss."""
     losses = []
     for half, (x_half, y_half) in enumerate(zip(x.chunk(2), y.chunk(2), strict=True)):
-        loss = F.cross_entropy(model(x_half), y_half) / 2
+        loss = loss_of(model(x_half), y_half) / 2
         loss.backward()
         losses.append(loss.item())
         if half == 0:
@@ -282,18 +287,19 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
     """
     dataset = dataset_of(run)
     model = make_model(run, dataset)
-    optimizer = make_optimizer(run, model, dataset.grid)
+    optimizer = make_optimizer(run, model, dataset)
     annealing = attach_annealing(run, optimizer)
     train_split = training_split(run, dataset)
     if len(train_split) < run.batch_size:
-        raise ValueError(f"batch_size {run.batch_size} exceeds the {len(train_split)} training pictures")
+        raise ValueError(f"batch_size {run.batch_size} exceeds the {len(train_split)} training inputs")
     # A run of no epochs has a schedule, too: torch's have a step at least.
     schedule = make_schedule(run, optimizer, max(1, run.epochs) * (len(train_split) // run.batch_size))
     if run.gradient_noise:
         controls.add_gradient_noise(optimizer, run.gradient_noise, run.stream("noise in gradients"))
     averaged = _averaged(run, model)
     adversary = run.adversary and Adversary(run.adversary, dataset.train.x, run.stream("adversary"))
-    loss_of = controls.loss_function(run.loss)
+    task = TASKS[dataset.task]
+    loss_of = controls.loss_function(run.loss, task.loss)
 
     def after_step() -> None:
         if schedule is not None and run.schedule != "plateau":
@@ -328,19 +334,18 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
         trained = time.perf_counter()
         set_mode(optimizer, "eval")
         judged = model if averaged is None else averaged
-        test_loss, test_accuracy = evaluate(judged, test_split)
-        _, validation_accuracy = evaluate(judged, dataset.validation)
+        test = evaluate(judged, test_split, task, dataset.target_scale)
+        validation = evaluate(judged, dataset.validation, task, dataset.target_scale)[task.measure.name]
         if run.schedule == "plateau":
-            schedule.step(validation_accuracy)
+            schedule.step(validation if task.measure.higher_is_better else -validation)
         if epoch == run.epochs and dataset.confirmation is not None:
-            _, confirmation = evaluate(judged, dataset.confirmation)
+            confirmation = evaluate(judged, dataset.confirmation, task, dataset.target_scale)[task.measure.name]
         point = {
             "train_loss": outcome[0],
             "gradient_norm": outcome[1],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-            "validation_accuracy": validation_accuracy,
-            **({"wrong_labels_learnt": evaluate(judged, wrong)[1]} if len(wrong) else {}),
+            **{f"test_{name}": value for name, value in test.items()},
+            f"validation_{task.measure.name}": validation,
+            **({"wrong_labels_learnt": evaluate(judged, wrong, task)["accuracy"]} if len(wrong) else {}),
             **_robustness(run, judged, test_split, dataset),
             **_annealing_now(optimizer, annealing),
             "seconds_training": trained - start,
@@ -368,13 +373,13 @@ def state_bytes(run: Run) -> float:
     Those of optimizer, annealing and averaging together. A momentum or a previous gradient in float32 is four. It is
     measured on the digits, whatever the run's data set: those are always at hand.
     """
-    run = replace(run, dataset="digits")
+    run = replace(run, dataset="digits", data="")
     dataset = dataset_of(run)
     model = make_model(run, dataset)
-    optimizer = make_optimizer(run, model, dataset.grid)
+    optimizer = make_optimizer(run, model, dataset)
     annealing = attach_annealing(run, optimizer)
     batches = next(epochs(run, training_split(run, dataset)))
-    train_epoch(model, optimizer, batches[:2], loss_of=controls.loss_function(run.loss))
+    train_epoch(model, optimizer, batches[:2], loss_of=controls.loss_function(run.loss, TASKS[dataset.task].loss))
     optimizers = optimizer.optimizers.values() if isinstance(optimizer, OptimizersTogether) else [optimizer]
     annealings = annealing.values() if isinstance(annealing, dict) else [annealing] if annealing is not None else []
     averaged = _averaged(run, model)
@@ -393,22 +398,22 @@ def _robustness(run: Run, model: nn.Module, split: data.Split, dataset: data.Dat
         adversary = Adversary(replace(run.adversary, name=name), dataset.train.x, run.stream("adversary of the test"))
         model.eval()
         attacked = data.Split(adversary.attack(model, split.x, split.y), split.y)
-        accuracies[f"{name.lower()}_accuracy"] = evaluate(model, attacked)[1]
+        accuracies[f"{name.lower()}_accuracy"] = evaluate(model, attacked, TASKS[dataset.task])["accuracy"]
     return accuracies
 
 
 def wrong_labels(run: Run, dataset: data.Dataset, split: data.Split) -> data.Split:
-    """The pictures of the run's training ``split`` whose labels are wrong, with those labels."""
-    wrong = split.y != dataset.train.first(run.n_train).y
-    return data.Split(split.x[wrong], split.y[wrong])
+    """The inputs of the run's training ``split`` whose labels are known to be wrong, with those labels."""
+    if dataset.task != "classification":
+        return split.first(0)
+    clean = dataset.train.y if dataset.clean is None else dataset.clean
+    return split[split.y != clean[: run.n_train]]
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy, 0 to 1, in evaluation mode."""
-    model.eval()
-    logits = torch.cat([model(x) for x in split.x.split(250)])
-    return F.cross_entropy(logits, split.y).item(), (logits.argmax(1) == split.y).float().mean().item()
+def evaluate(model: nn.Module, split: data.Split, task: Task, target_scale: float = 1.0) -> dict[str, float]:
+    """The ``loss`` and the task's measures, in evaluation mode."""
+    outputs = outputs_of(model, split.x)
+    return {"loss": task.loss(outputs, split.y).item(), **task.measures(outputs, split.y, target_scale)}
 
 
 def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str, Any]:
@@ -416,7 +421,7 @@ def _snapshot(optimizer: torch.optim.Optimizer | OptimizersTogether) -> dict[str
     kernels = optimizer.kernels() if hasattr(optimizer, "kernels") else {}
     if hasattr(optimizer, "snr"):
         learnt = optimizer.snr().parameters
-        kernels = {f"gain of {name.removeprefix('model.')}": of_p.gain for name, of_p in learnt.items()}
+        kernels = {f"gain of {name}": of_p.gain for name, of_p in learnt.items()}
     return nine_digits({name: kernel.tolist() for name, kernel in kernels.items()})
 
 

@@ -1,0 +1,88 @@
+"""What is learnt from data: how outputs are judged, for each task."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Measure(NamedTuple):
+    """What a task is judged by.
+
+    Attributes:
+        name: of its curves, after the split's: ``test_accuracy``.
+        title: in tables and figures.
+        scale: what it is multiplied by there.
+        higher_is_better: whether the largest value is the best.
+    """
+
+    name: str
+    title: str
+    scale: float = 1.0
+    higher_is_better: bool = True
+
+    @property
+    def best(self) -> Callable[..., float]:
+        """``max`` or ``min``."""
+        return max if self.higher_is_better else min
+
+
+class Task(NamedTuple):
+    """What is to be predicted.
+
+    Attributes:
+        loss: of outputs and targets, 0-dim.
+        measure: of which values are compared.
+        measures: of outputs, targets and the unit of the targets, by the measures' names.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    measure: Measure
+    measures: Callable[[Tensor, Tensor, float], dict[str, float]]
+
+
+def _accuracy(logits: Tensor, y: Tensor, _: float) -> dict[str, float]:
+    return {"accuracy": (logits.argmax(1) == y).float().mean().item()}
+
+
+def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(outputs.squeeze(1), y)
+
+
+def _regression(outputs: Tensor, y: Tensor, scale: float) -> dict[str, float]:
+    """The root mean squared error in the targets' unit, and R2, the share of their variance that is explained."""
+    error = _squared_error(outputs, y).item()
+    return {"rmse": scale * error**0.5, "r2": 1 - error / y.var(correction=0).item()}
+
+
+def _token_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The mean cross-entropy of logits ``(n, T, vocabulary)`` and tokens ``(n, T)``."""
+    return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def _nats(logits: Tensor, y: Tensor, _: float) -> dict[str, float]:
+    return {"nats": _token_loss(logits, y).item()}
+
+
+ACCURACY = Measure("accuracy", "acc. (%)", 100.0)
+
+TASKS: dict[str, Task] = {
+    "classification": Task(F.cross_entropy, ACCURACY, _accuracy),
+    "regression": Task(_squared_error, Measure("rmse", "RMSE", higher_is_better=False), _regression),
+    "next token": Task(_token_loss, Measure("nats", "nats per token", higher_is_better=False), _nats),
+}
+"""Tasks by name."""
+
+
+def measure_of(curves: dict[str, list[float]]) -> Measure:
+    """What a run's task is judged by, as its curves show; the accuracy where there are none."""
+    return next((task.measure for task in TASKS.values() if f"test_{task.measure.name}" in curves), ACCURACY)
+
+
+@torch.no_grad()
+def outputs_of(model: torch.nn.Module, x: Tensor) -> Tensor:
+    """A model's outputs in evaluation mode."""
+    model.eval()
+    return torch.cat([model(part) for part in x.split(250)])

@@ -1,0 +1,196 @@
+"""The reader's own files: each kind is trained on with every optimizer, and what is not as it should be is refused."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from convopt.lab import data, experiments, report, training
+from convopt.lab.data.registry import ENTRIES
+from convopt.lab.tasks import TASKS
+
+RNG = np.random.default_rng(0)
+GOOD = {
+    "x_train": RNG.normal(size=(60, 6)),
+    "y_train": np.arange(60) % 3,
+    "x_test": RNG.normal(size=(20, 6)),
+    "y_test": np.arange(20) % 3,
+}
+
+
+def npz(folder: Path, **changed) -> str:
+    arrays = {name: array for name, array in {**GOOD, **changed}.items() if array is not None}
+    np.savez(folder / "my.npz", **arrays)
+    return str(folder / "my.npz")
+
+
+def of_inputs(folder: Path, *shape: int) -> str:
+    x = {f"x_{part}": RNG.normal(size=(n, *shape)) for part, n in (("train", 60), ("test", 20))}
+    return npz(folder, **x)
+
+
+def table(folder: Path, suffix: str = "csv") -> str:
+    frame = pd.DataFrame({"size": RNG.normal(size=100), "colour": ["red", "blue"] * 50, "price": RNG.normal(size=100)})
+    path = folder / f"houses.{suffix}"
+    frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, index=False)
+    return f"{path}::price"
+
+
+def text(folder: Path) -> str:
+    (folder / "my.txt").write_text("to be, or not to be: that is the question. " * 120)
+    return str(folder / "my.txt")
+
+
+def images(folder: Path) -> str:
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (folder / "pets" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = RNG.integers(0, 255, (40, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "pets" / name / f"{i}.png")
+    return str(folder / "pets")
+
+
+KINDS = {
+    "colour images": (lambda folder: of_inputs(folder, 3, 32, 32), "image", "classification"),
+    "series": (lambda folder: of_inputs(folder, 1, 46), "series", "classification"),
+    "rows": (npz, "features", "classification"),
+    "regression": (
+        lambda folder: npz(folder, y_train=RNG.normal(size=60), y_test=RNG.normal(size=20)),
+        "features",
+        "regression",
+    ),
+    "csv": (table, "features", "regression"),
+    "parquet": (lambda folder: table(folder, "parquet"), "features", "regression"),
+    "text": (text, "tokens", "next token"),
+    "folder of images": (images, "image", "classification"),
+}
+for_each_kind = pytest.mark.parametrize(("make", "kind", "task"), KINDS.values(), ids=KINDS.keys())
+
+
+@for_each_kind
+def test_it_is_known_for_what_it_is(make, kind, task, tmp_path):
+    name = make(tmp_path)
+    dataset = data.load(name)
+    assert (dataset.kind, dataset.task) == (kind, task)
+    assert data.describe(name) == (kind, task, len(dataset.train), len(dataset.test))
+    assert dataset.note
+    assert len(dataset.validation) > 0
+    assert data.load(name).checksum == dataset.checksum
+
+
+@for_each_kind
+@pytest.mark.parametrize("recipe", [experiments.ADAM, experiments.V2_UNIFORM, experiments.WIENER_SGD])
+def test_it_is_trained_on_and_reported_in_its_measure(make, kind, task, recipe, tmp_path):
+    name = make(tmp_path)
+    record = training.train(experiments.STRESS.run(recipe, name, 1, 0))
+    assert record.status == "finished"
+    measure = TASKS[task].measure
+    assert record.final == record.curves[f"test_{measure.name}"][-1]
+    experiment = experiments.find("06-stress-test")
+    if experiment.label(record.run):
+        shown = str(report.table(experiment, report.rows(experiment, [record])))
+        assert f"final {measure.title}" in shown
+
+
+def test_a_file_that_has_changed_is_another_data_set(tmp_path):
+    first = experiments.STRESS.run(experiments.SGD, npz(tmp_path), 1, 0)
+    second = experiments.STRESS.run(experiments.SGD, npz(tmp_path, y_test=np.zeros(20, int)), 1, 0)
+    assert first.dataset == second.dataset
+    assert first.id != second.id
+
+
+def test_inputs_are_normalised_by_the_training_inputs_and_targets_keep_their_unit(tmp_path):
+    y = 1000 * RNG.normal(size=60)
+    dataset = data.load(npz(tmp_path, x_train=7 + 3 * GOOD["x_train"], y_train=y, y_test=y[:20]))
+    torch.testing.assert_close(dataset.train.x.mean(0), torch.zeros(6), atol=1e-5, rtol=0)
+    guess = torch.zeros(len(dataset.test), 1)
+    rmse = TASKS["regression"].measures(guess, dataset.test.y, dataset.target_scale)["rmse"]
+    assert rmse == pytest.approx(np.sqrt(np.mean((y[:20] - y.mean()) ** 2)), rel=0.2)
+
+
+def test_noisy_labels_are_trained_on_and_those_that_are_wrong_are_known(tmp_path):
+    noisy = GOOD["y_train"].copy()
+    noisy[:30] = (noisy[:30] + 1) % 3
+    dataset = data.load(npz(tmp_path, y_train_noisy=noisy))
+    assert (dataset.train.y != dataset.clean).any()
+    record = training.train(experiments.STRESS_CLEAN.run(experiments.SGD, dataset.name, 1, 0))
+    assert "wrong_labels_learnt" in record.curves
+
+
+def test_a_grid_tells_that_rows_are_flattened_fields(tmp_path):
+    assert data.load(npz(tmp_path, grid=np.array([2, 3]))).shape == (1, 2, 3)
+    assert data.load(npz(tmp_path, grid=np.array([3]))).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"y_train": None}, "has no array y_train"),
+        ({"x_test": RNG.normal(size=(20, 5))}, "x_test must have rows of shape (6,)"),
+        ({"x_train": RNG.normal(size=(59, 6))}, "x_train and y_train must have as many rows"),
+        ({"x_train": np.full((60, 6), np.nan)}, "x_train has values that are not finite"),
+        ({"y_train": np.zeros(60, int)}, "y_train has one class only"),
+        ({"y_test": np.arange(20)}, "y_test must hold classes from 0 to 2"),
+        ({"y_train": np.arange(60) % 3 - 1}, "y_train must hold classes 0, 1, 2"),
+        ({"y_train": np.array(["a", "b"] * 30)}, "y_train must hold integers or numbers"),
+        ({"x_train": np.array([["a"] * 6] * 60)}, "x_train must hold numbers"),
+        ({"y_train": np.full(60, 2.5), "y_test": np.zeros(20)}, "y_train has the same value 2.5 in all rows"),
+        ({"grid": np.array([4, 4])}, "grid must be one or two lengths"),
+        ({"y_train_noisy": np.zeros(3, int)}, "y_train_noisy must have a label for each"),
+        ({"x_train": np.zeros((60, 0)), "x_test": np.zeros((20, 0))}, "x_train and y_train must have as many rows"),
+        (
+            {"x_train": np.zeros((60, 1, 2, 3, 4)), "x_test": np.zeros((20, 1, 2, 3, 4))},
+            "x_train must be (n, features)",
+        ),
+    ],
+)
+def test_an_npz_that_is_not_as_it_should_be_is_refused_by_file_and_array(changed, said, tmp_path):
+    name = npz(tmp_path, **changed)
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        data.load(name)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("a.npz", b"not a zip", "cannot be read as .npz"),
+        ("a.csv", b"", "cannot be read as a table"),
+        ("a.csv", b"x,y\n1,2\n3,4\n", "--target must name the column"),
+        ("a.csv::z", b"x,y\n1,2\n3,4\n", 'has no column "z"'),
+        ("a.csv::y", b"x,y\n1,2\n,4\n", 'column "x" has missing values'),
+        ("a.csv::y", b"y\n1\n2\n", 'columns beside "y"'),
+        ("a.parquet::y", b"PAR1", "cannot be read as a table"),
+        ("a.txt", b"short", "must have at least"),
+        ("a.txt", b"\xff" * 5000, "cannot be read as UTF-8"),
+        ("a.xlsx", b"", "expected a file ending in .npz"),
+    ],
+)
+def test_another_file_that_is_not_as_it_should_be_is_refused(file, content, said, tmp_path):
+    path, _, column = file.partition("::")
+    (tmp_path / path).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        data.load(f"{tmp_path / path}::{column}" if column else str(tmp_path / path))
+    assert str(tmp_path / path) in str(error.value)
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a folder of images for each class"):
+        data.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_what_the_registry_says_of_a_data_set_is_true(name):
+    if not data.is_at_hand(name):
+        pytest.skip(f"{name} is not at hand")
+    dataset, said = data.load(name), data.describe(name)
+    assert said == (dataset.kind, dataset.task, len(dataset.train), len(dataset.test))
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert split.x.shape[1:] == dataset.shape
+        assert split.x.isfinite().all()
