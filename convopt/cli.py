@@ -162,6 +162,18 @@ def _make_parser() -> _Parser:
     _add_store(report)
     report.set_defaults(command="report_experiments")
 
+    trying = commands.add_parser(
+        "try", help="does anything here help on your own data? Looks, tunes, compares and answers, within a budget"
+    )
+    trying.add_argument("data", nargs="?", default="breast-cancer", type=_text, metavar="DATA", help=DATA_HELP)
+    _add_target(trying)
+    trying.add_argument("--model", type=_text, metavar="NAME", help="a network's name, or package.module:function")
+    trying.add_argument("--budget-minutes", type=_minutes, default=10.0, metavar="M", help="default: 10")
+    trying.add_argument("--report", type=_text, metavar="FILE", help="write the answer as one page of HTML, too")
+    trying.add_argument("--store", type=_text, metavar="DIR", help="folder of records; default: ./runs")
+    trying.add_argument("--jobs", type=_positive, metavar="N", help="worker processes; default: one per core")
+    trying.set_defaults(command="try_on_data")
+
     listing = commands.add_parser("list", help="list the pages, their experiments and how many runs have records")
     _add_dataset(listing)
     listing.set_defaults(dataset="mnist")
@@ -264,14 +276,18 @@ def _add_setting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=_positive, metavar="N", help="default: the experiment's")
 
 
+DATA_HELP = (
+    "mnist, digits, fashion-mnist, cifar10, breast-cancer, diabetes, or a path: .npz, .csv, .parquet, .txt, or a "
+    "folder with a folder of images for each class"
+)
+
+
 def _add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        type=_text,
-        metavar="NAME",
-        help="mnist (the default), digits, fashion-mnist, cifar10, breast-cancer, diabetes, or a path: .npz, .csv, "
-        ".parquet, .txt, or a folder with a folder of images for each class",
-    )
+    parser.add_argument("--dataset", type=_text, metavar="NAME", help=f"{DATA_HELP}; default: mnist")
+    _add_target(parser)
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=_text, metavar="COLUMN", help="of a table, the column to predict")
 
 
@@ -302,6 +318,16 @@ def _positive(text: str) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a positive integer, got {quoted(text)}")
     return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0.5 <= minutes <= 10_000:
+        raise argparse.ArgumentTypeError(f"expected a number of minutes from 0.5 to 10000, got {quoted(text)}")
+    return minutes
 
 
 def _integer(text: str) -> int:

@@ -145,6 +145,8 @@ class TestCheckpoints:
     def test_of_torchs_with_options_that_ours_have_not_are_refused_by_name(self, cls, base, said):
         params = new_params()
         optimizer = base(groups_of(params))
+        if said == "decoupled_weight_decay" and said not in optimizer.defaults:
+            pytest.skip("this torch's Adam does not tell how it decays")
         train(Subject(optimizer, True), params, gradients(3))
         ours = make(cls, params).optimizer
         before = written_out(ours)

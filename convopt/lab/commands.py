@@ -11,6 +11,7 @@ from typing import Any
 
 from convopt.lab import data, experiments, records, report, workspace
 from convopt.lab.experiments import Experiment
+from convopt.lab.folders import require_writable
 from convopt.lab.names import quoted
 from convopt.lab.records import Record
 
@@ -49,6 +50,42 @@ def report_experiments(options: argparse.Namespace) -> int:
         tables.append((experiment, selected.shown, selected.told_of_others()))
     _print_tables(tables, options)
     return 0
+
+
+def try_on_data(options: argparse.Namespace) -> int:
+    """Answer whether anything here helps on one's own data; 130 where that was interrupted."""
+    import time
+
+    from convopt.lab import cluster, figures
+    from convopt.lab.tryout import answer, look, plan, run
+
+    begun = time.monotonic()
+    name = data.full_name(options.data, options.target)
+    if options.report is not None:
+        _require_new_file("report", Path(options.report))
+    store = records.Store(options.store or workspace.RUNS)
+    require_writable("store", store.folder)
+    dataset = data.load(name)
+    seen = look.described(dataset)
+    print("\n".join(seen), flush=True)
+    jobs, budget = options.jobs or cluster.available_cores(), 60 * options.budget_minutes
+    planned = plan.make_plan(name, options.model or look.fitting_network(dataset), budget, jobs)
+    print(f"{planned}\n", flush=True)
+    outcome = run.carry_out(planned, store, budget, jobs, begun)
+    print(f"{answer.paragraph(outcome)}\n")
+    if outcome.chosen:
+        print(f"{answer.table(outcome)}\n\n{answer.snippet(outcome)}")
+    if options.report is not None and outcome.chosen:
+        drawn = figures.to_html(figures.tried(outcome), answer.paragraph(outcome))
+        records.write_atomically(Path(options.report), answer.page(outcome, seen, drawn.data).encode())
+    return 130 if outcome.interrupted else 0
+
+
+def _require_new_file(what: str, path: Path) -> None:
+    """ValueError where there is something at ``path``, or nothing can be written there."""
+    if path.exists():
+        raise ValueError(f"{what} must be a file that does not exist yet, got {quoted(str(path))}")
+    require_writable(what, path.parent)
 
 
 def list_pages(options: argparse.Namespace) -> int:

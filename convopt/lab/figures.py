@@ -20,6 +20,7 @@ from convopt.lab.records import Record, finished
 from convopt.lab.report import HEADINGS, Table, by_seed, measured
 from convopt.lab.stats import Interval, mean_interval
 from convopt.lab.study import Results
+from convopt.lab.tryout.answer import Outcome
 from convopt.theory import kernels, snr
 from convopt.theory.smoothing import smooth
 from convopt.theory.spectrum import make_bands
@@ -449,6 +450,24 @@ def to_png(figure: Figure) -> bytes:
 def to_base64(figure: Figure) -> str:
     """The figure as a PNG file in base64, as a page's data URL takes it."""
     return base64.b64encode(to_png(figure)).decode()
+
+
+def tried(outcome: Outcome) -> Figure:
+    """Each method's measure on the test rows: mean and interval over the paired seeds, ours below the baselines."""
+    labels = list(outcome.chosen)
+    figure, axes = plt.subplots(figsize=(7, 0.4 * len(labels) + 1.2))
+    for place, label in enumerate(labels):
+        values = list(outcome.values(label).values())
+        colour = OKABE_ITO[5] if outcome.plan.methods[label].ours else OKABE_ITO[0]
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
+        if values:
+            mean, low, high = mean_interval(values)
+            ends = [[0.0], [0.0]] if low is None else [[mean - low], [high - mean]]
+            axes.errorbar(mean, place, xerr=ends, fmt="D", color=colour, capsize=3)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds")
+    return figure
 
 
 def to_html(figure: Figure, alt: str) -> HTML:

@@ -53,7 +53,7 @@ def sweep(
     pending = [run for run in missing if run not in left_alone]
     if pending:
         require_writable("store", store.folder)
-    with closing(cluster.completed(_attempt, pending, jobs, scheduler)) as outcomes:
+    with closing(cluster.completed(attempt, pending, jobs, scheduler)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 store.save_failure(outcome)
@@ -84,7 +84,7 @@ def _told(name: str, value: Any) -> str:
     return value if isinstance(value, str) else f"{name} {value}"
 
 
-def _attempt(run: Run) -> Record | Failure:
+def attempt(run: Run) -> Record | Failure:
     """The outcome of training ``run``, which it may be to fail."""
     try:
         return train(run)

@@ -80,8 +80,8 @@ class Annealer(NamedTuple):
         ordinary, usual = judge(power, before.usual)
         usable = ordinary & (product != 0) & is_finite(product)
         after = learn(before, where(usable, product, 0.0), where(usable, power, 0.0), self)
-        values = [where(usable, new, old) for new, old in zip(after[:5], before[:5], strict=True)]
-        write(self.learnt, [*values, usual])
+        values = [where(usable, new, old) for new, old in zip(after, before, strict=True)]
+        write(self.learnt, [*values[:-1], usual])
         return ordinary
 
     def judge(self, powers: list[Scalar], gradients: list[Tensor]) -> bool | Tensor:

@@ -1,0 +1,176 @@
+"""`convopt try`: what it plans, what it recommends and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from convopt.lab import data
+from convopt.lab.records import Record
+from convopt.lab.tryout import answer, look, plan
+
+
+@pytest.fixture
+def noisy_digits(tmp_path) -> str:
+    """scikit-learn's digits with 15 % of the training labels flipped."""
+    digits, rng = load_digits(), np.random.default_rng(0)
+    y = digits.target.copy()
+    flipped = rng.permutation(1200)[:180]
+    y[flipped] = (y[flipped] + rng.integers(1, 10, 180)) % 10
+    x = digits.images[:, None]
+    path = tmp_path / "digits.npz"
+    np.savez(path, x_train=x[:1200], y_train=y[:1200], x_test=x[1200:], y_test=digits.target[1200:])
+    return str(path)
+
+
+@pytest.fixture
+def planned(noisy_digits) -> plan.Plan:
+    return plan.make_plan(noisy_digits, "SimpleNet", budget=300, workers=2)
+
+
+def test_what_it_sees_of_labels_is_near_the_truth(noisy_digits):
+    assert look.suspected_noise(data.load(noisy_digits)) == pytest.approx(0.15, abs=0.05)
+    assert look.suspected_noise(data.load("digits")) < 0.05
+    assert any("training labels look wrong" in line for line in look.described(data.load(noisy_digits)))
+
+
+@pytest.mark.parametrize(
+    ("name", "network"), [("digits", "SimpleNet"), ("diabetes", "TabularNet"), ("breast-cancer", "TabularNet")]
+)
+def test_it_picks_a_network_that_takes_such_data(name, network):
+    assert look.fitting_network(data.load(name)) == network
+
+
+def test_every_method_has_as_many_trials_as_any_other_and_the_same_horizons(planned):
+    trials = planned.search()
+    counts = {label: [run for run, of_run in trials.items() if of_run == label] for label in planned.methods}
+    assert len({len(runs) for runs in counts.values()}) == 1
+    assert len({frozenset(run.epochs for run in runs) for runs in counts.values()}) == 1
+    first = list(trials.values())[: len(planned.methods)]
+    assert sorted(first) == sorted(planned.methods)  # in turns, so that an early end leaves each as many
+
+
+def test_filters_are_tried_only_where_there_is_a_grid(planned):
+    assert "WienerSGD" in planned.methods
+    tabular = plan.make_plan("diabetes", "TabularNet", budget=300, workers=2)
+    assert not any("Wiener" in label for label in tabular.methods)
+
+
+def test_a_smaller_budget_makes_a_shorter_plan(planned):
+    short = plan.make_plan(planned.dataset, "SimpleNet", budget=20, workers=1)
+    assert short.longest * short.n_train < planned.longest * planned.n_train
+    assert short.seconds <= 20
+
+
+def outcome(planned: plan.Plan, finals: dict[str, list[float]]) -> answer.Outcome:
+    """With these test accuracies by method and seed."""
+
+    def record(label: str, seed: int, accuracy: float) -> Record:
+        recipe, share = next(iter(planned.methods[label].trials()))
+        curves = {"test_accuracy": [accuracy], "validation_accuracy": [accuracy], "gradient_norm": [1.0]}
+        return Record(planned.run(recipe, share, seed), "finished", curves, [], None, {})
+
+    chosen = {label: record(label, plan.TUNING_SEED, values[0]) for label, values in finals.items()}
+    compared = {label: [record(label, i, value) for i, value in enumerate(values)] for label, values in finals.items()}
+    return answer.Outcome(planned, chosen, compared)
+
+
+NOISE = np.linspace(-0.01, 0.01, 10)
+
+
+@pytest.mark.parametrize(
+    ("ours", "seeds", "recommended"),
+    [(0.95, 10, "WienerSGD"), (0.85, 10, None), (0.9001, 10, None), (0.95, 4, None)],
+    ids=["much better", "worse", "no different", "too few seeds"],
+)
+def test_it_recommends_only_what_is_better_than_the_best_baseline_beyond_doubt(planned, ours, seeds, recommended):
+    finals = {
+        "SGD": list(0.7 + NOISE[:seeds]),
+        "AdamW, cosine": list(0.9 + NOISE[:seeds]),
+        "WienerSGD": list(ours + NOISE[::-1][:seeds]),
+    }
+    found = outcome(planned, finals)
+    assert found.baseline == "AdamW, cosine"
+    assert found.recommended() == recommended
+    told = answer.paragraph(found)
+    assert f"{seeds} paired seeds" in told
+    assert ("helps here" in told) == (recommended is not None)
+    pasted = answer.snippet(found)
+    compile(pasted, "pasted", "exec")
+    assert ("convopt.WienerSGD" in pasted) == (recommended is not None)
+    assert answer.paragraph(replace(found, interrupted=True)).startswith("You stopped it")
+
+
+def test_of_a_regression_less_is_better(planned):
+    found = outcome(planned, {"SGD": list(0.7 + NOISE), "AdamW, cosine": list(0.9 + NOISE)})
+    for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
+        for split in ("test", "validation"):
+            record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
+    assert found.baseline == "SGD"
+
+
+def convopt(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "convopt.cli", "try", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing.npz"], "dataset must be one of"),
+        (["breast-cancer", "--target", "y"], "target must be left out"),
+        (["digits", "--budget-minutes", "0"], "expected a number of minutes"),
+        (["digits", "--model", "SimpelNet"], "did you mean SimpleNet?"),
+        (["digits", "--report", "."], "report must be a file that does not exist yet"),
+    ],
+)
+@pytest.mark.slow
+def test_what_it_cannot_do_is_one_line_and_exit_2(arguments, said, tmp_path):
+    ran = convopt(*arguments, "--store", str(tmp_path))
+    assert ran.returncode == 2
+    assert said in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_it_answers_within_its_budget_and_writes_one_page(noisy_digits, tmp_path):
+    page, begun = tmp_path / "out.html", time.monotonic()
+    store = str(tmp_path / "runs")
+    ran = convopt(noisy_digits, "--budget-minutes", "0.5", "--store", store, "--report", str(page), "--jobs", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert time.monotonic() - begun < 75
+    assert "To paste" in page.read_text()
+    assert '<img src="data:image/png;base64,' in page.read_text()
+    assert "http" not in page.read_text()
+    assert convopt(noisy_digits, "--report", str(page)).returncode == 2  # never overwritten
+
+
+@pytest.mark.slow
+def test_stopped_by_control_c_it_answers_with_what_it_has(noisy_digits, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "convopt.cli",
+        "try",
+        noisy_digits,
+        "--store",
+        str(tmp_path / "runs"),
+        "--jobs",
+        "1",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    while len(list(Path(tmp_path / "runs").glob("*.json"))) < 9:
+        time.sleep(0.2)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Nothing was compared" in told
