@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md promises: three files make an optimizer, a template a page, and hooks keep the habits."""
+"""What CONTRIBUTING.md promises: what joins the project touches few files, and hooks keep the habits."""
 
 import json
 import re
@@ -25,9 +25,9 @@ def patched(text: str, diff: str) -> str:
     return text
 
 
-def add_the_optimizer(checkout) -> list[str]:
+def do_as_told(checkout, heading: str) -> list[str]:
     """Do what the guide says: each block belongs to the file named last before it. The files that are touched."""
-    told, touched = section("Add an optimizer"), []
+    told, touched = section(heading), []
     for block in re.finditer(r"```(python|diff)\n(.*?)```", told, re.DOTALL):
         *_, name = re.findall(r"`(convopt/[\w/]+\.py)`", told[: block.start()])
         path = checkout.folder / name
@@ -38,7 +38,7 @@ def add_the_optimizer(checkout) -> list[str]:
 
 @pytest.mark.slow
 def test_an_optimizer_joins_package_tests_and_stress_test_by_three_files(checkout):
-    touched = add_the_optimizer(checkout)
+    touched = do_as_told(checkout, "Add an optimizer")
     assert len(touched) == 3
     changed = checkout("git status --porcelain --untracked-files=all -- . ':!.venv'").splitlines()
     assert {line[3:] for line in changed} == set(touched)
@@ -52,8 +52,21 @@ def test_an_optimizer_joins_package_tests_and_stress_test_by_three_files(checkou
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("heading", ["Add a data set", "Add a network", "Add a baseline"])
+def test_what_joins_the_lab_touches_two_files_at_most_and_is_tested_with_the_others(checkout, heading):
+    touched = do_as_told(checkout, heading)
+    assert 1 <= len(touched) <= 2
+    checkout("ruff check . && ruff format --check .")
+    (commands,) = re.findall(r"```bash\n(.*?)```", section(heading), re.DOTALL)
+    tests, *others = commands.splitlines()
+    assert int(re.search(r"(\d+) passed", checkout(tests))[1]) >= 1
+    for command in others:
+        checkout(command)
+
+
+@pytest.mark.slow
 def test_an_optimizer_that_is_not_like_sgd_is_told_where_to_say_so(checkout):
-    path = checkout.folder / add_the_optimizer(checkout)[0]
+    path = checkout.folder / do_as_told(checkout, "Add an optimizer")[0]
     without = path.read_text().replace("        nesterov: bool = False,\n", "").replace(": nesterov,", ": False,")
     path.write_text(without)
     with pytest.raises(subprocess.CalledProcessError) as failed:

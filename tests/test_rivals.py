@@ -36,7 +36,7 @@ def test_trials_are_the_same_every_time_and_spread_over_the_rates(label):
     assert rates[-1] > high / third
 
 
-@pytest.mark.parametrize("label", experiments.RIVALS)
+@pytest.mark.parametrize("label", experiments.CHOSEN_TRIALS)
 def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_alone(label):
     best = experiments.trials(label)[experiments.CHOSEN_TRIALS[label][0]]
     rate = dict(best.optimizer.options)["lr"]

@@ -427,6 +427,9 @@ class TestLikeTorchs:
             sizes.append(sum(t.numel() for t in optimizer.state[p].values() if isinstance(t, torch.Tensor)))
         assert sizes[0] <= sizes[1] + p.numel() + 100
 
+    @pytest.mark.skipif(
+        torch.__version__.startswith("2.6."), reason="torch 2.6's compiler fails with an internal error"
+    )
     def test_the_step_compiles_as_a_whole_and_not_again_after_the_third_though_its_rate_changes(self, name):
         counters = torch._dynamo.utils.counters
         torch._dynamo.reset()

@@ -594,8 +594,6 @@ RIVALS = {
 }
 """What is compared in the stress test, by label."""
 
-COMPARED = tuple(RIVALS)
-
 ANNEALABLE = (
     "SGD",
     "Adam",
@@ -611,8 +609,12 @@ ANNEALABLE = (
 )
 """Rivals that are also tuned, with the same budget, with SNRAnnealing around them; for some that is said above."""
 
-for label in ANNEALABLE:
-    RIVALS.setdefault(f"{label} + SNRAnnealing", replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe)))
+ANNEALED = {
+    name: replace(RIVALS[label], recipe=annealed(RIVALS[label].recipe))
+    for label in ANNEALABLE
+    if (name := f"{label} + SNRAnnealing") not in RIVALS
+}
+RIVALS |= ANNEALED
 
 TRIALS = 6
 """First trials of each rival, a random search."""
@@ -678,8 +680,14 @@ CHOSEN_TRIALS: dict[str, tuple[int, float]] = {
 """By rival: which of its first trials is best on the validation pictures, and which factor on that one's rate."""
 
 
+COMPARED = tuple(label for label in RIVALS if label in CHOSEN_TRIALS and label not in ANNEALED)
+"""Rivals that the page compares: those whose search is done."""
+
+
 def lower_trials(label: str) -> list[Recipe]:
-    """The rival's further trials: the best of the first ones at lower rates."""
+    """The rival's further trials: the best of the first ones at lower rates; none before that one is chosen."""
+    if label not in CHOSEN_TRIALS:
+        return []
     best = trials(label)[CHOSEN_TRIALS[label][0]]
     return [_at_lower_rate(best, factor) for factor in LOWER_RATES]
 

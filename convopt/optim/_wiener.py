@@ -190,15 +190,15 @@ class WienerOptimizer(SmoothingOptimizer):
         every, count = (first["every"], first["turn"]) if is_eager() else (1, 0)  # a counter would be compiled in
         return turn_of(count, every, resting, first["second_estimate"] == "half batches")
 
-    def _observe(self, parts: list[Part], loss: Tensor | float | None) -> tuple[Turn, dict[int, Tensor]]:
-        """Learn what the gradients say of signal and noise; the turn, and spectra that were made for it, by state."""
+    def _observe(self, parts: list[Part], loss: Tensor | float | None) -> tuple[Turn, dict[Tensor, Tensor]]:
+        """Learn what the gradients say of signal and noise; the turn, and spectra that were made for it."""
         turn = self._turn()
-        spectra: dict[int, Tensor] = {}
+        spectra: dict[Tensor, Tensor] = {}
         seen: list[Seen] = []
         for group, params, states in parts if turn.learns else ():
             if group["grid"] is not None:
                 for p, state in zip(params, states, strict=True):
-                    spectra[id(state)] = spectrum = self._filter.spectrum(group, p)
+                    spectra[p] = spectrum = self._filter.spectrum(group, p)
                     seen.append(self._filter.observe(group, p, state, spectrum, turn))
         if turn.learns and self.param_groups[0]["snr_annealing"]:
             off_grid = [part for part in parts if part.group["grid"] is None]
@@ -222,7 +222,8 @@ class WienerOptimizer(SmoothingOptimizer):
             total = total_of(products)
             annealer = self._annealer(turn.every, total.device)
             may_teach = annealer.observe(total)
-            self._known_factor = None
+            if is_eager():
+                self._known_factor = None
         elif turn.remembers:
             may_teach = annealer.judge([each.power for each in on_grids], gradients)
         if turn.remembers:
@@ -238,12 +239,12 @@ class WienerOptimizer(SmoothingOptimizer):
             if group["turn"] != turn.following:
                 group["turn"] = turn.following
 
-    def _directions(self, part: Part, observed: tuple[Turn, dict[int, Tensor]]) -> Sequence[Direction]:
+    def _directions(self, part: Part, observed: tuple[Turn, dict[Tensor, Tensor]]) -> Sequence[Direction]:
         if part.group["grid"] is None:
             return [grad_of(p) for p in part.params]
         turn, spectra = observed
         return [
-            self._filter.direction(part.group, p, state, spectra.get(id(state)), cached=turn.every > 1)
+            self._filter.direction(part.group, p, state, spectra.get(p), cached=turn.every > 1)
             for p, state in zip(part.params, part.states, strict=True)
         ]
 
