@@ -192,6 +192,11 @@ def _make_parser() -> _Parser:
     publish.add_argument("--store", type=_text, metavar="DIR", default="runs", help="default: runs")
     publish.set_defaults(command="publish_records")
 
+    choose = commands.add_parser("choose", help="write what a search chose, by its records, where experiments read it")
+    choose.add_argument("search", metavar="SEARCH", help="for example 11-rivals-tuning")
+    _add_store(choose)
+    choose.set_defaults(command="choose_settings")
+
     verify = commands.add_parser("verify", help="train some published runs again and compare")
     verify.add_argument("--sample", type=_positive, metavar="N", required=True, help="how many, drawn at random")
     verify.add_argument("--experiment", metavar="EXPERIMENT", help="draw from its runs only, or from a page's")

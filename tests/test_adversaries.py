@@ -3,20 +3,19 @@
 import pytest
 import torch.nn.functional as F
 
-from convopt.lab import data, experiments, training
+from convopt.lab import experiments, training
 from convopt.lab.adversaries import Adversary
 from convopt.lab.runs import Choice
+from convopt.lab.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
 def trained():
     run = experiments.CLEAN.run(experiments.ADAM, "digits", 5, 0)
-    dataset = data.load("digits")
-    model = training.make_model(run, dataset)
-    optimizer = training.make_optimizer(run, model, dataset.grid)
-    for batches in training.epochs(run, training.training_split(run, dataset)):
-        training.train_epoch(model, optimizer, batches)
-    return model, dataset
+    trainer = Trainer(run)
+    for batches in trainer.epochs():
+        trainer.train_epoch(batches)
+    return trainer.model, trainer.dataset
 
 
 @pytest.mark.parametrize("name", ["FGSM", "PGD"])

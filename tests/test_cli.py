@@ -248,7 +248,7 @@ def test_the_quick_measurement_has_no_column_of_nothing():
 
 def test_a_page_stands_for_all_of_its_experiments(tmp_path, capsys, monkeypatch):
     two = {name: experiments.EXPERIMENTS[name] for name in ("09-controls-layers", "09-controls-step", "05-standard")}
-    monkeypatch.setattr(experiments, "EXPERIMENTS", two)
+    monkeypatch.setattr(experiments.registry, "EXPERIMENTS", two)
     setting = ["--dataset", "digits", "--seeds", "1", "--epochs", "1", "--store", str(tmp_path)]
     assert main(["run", "09-controls", *setting, "--jobs", "1"]) == 0
     ran = capsys.readouterr().out

@@ -16,12 +16,12 @@ def section(heading: str) -> str:
 
 
 def patched(text: str, diff: str) -> str:
-    """The text with the lines that the diff marks by "+" after those, found exactly once, that it does not mark."""
+    """The text with each hunk's lines of before, found exactly once, replaced by those of after."""
     for hunk in diff.split("...\n"):
         lines = hunk.splitlines(keepends=True)
-        old = "".join(line[1:] for line in lines if line.startswith(" "))
+        old, new = ("".join(line[1:] for line in lines if line[0] in marks) for marks in (" -", " +"))
         assert text.count(old) == 1, old
-        text = text.replace(old, "".join(line[1:] for line in lines))
+        text = text.replace(old, new)
     return text
 
 

@@ -155,7 +155,7 @@ def test_a_race_says_what_is_wrong(racing):
 
 
 def test_an_optimizer_that_diverges_drops_out_of_the_race():
-    wild = experiments.with_lr(experiments.SGD, 1e6)
+    wild = experiments.with_options(experiments.SGD, lr=1e6)
     racing = race.Race({"Adam": experiments.ADAM, "wild": wild}, SMALL)
     racing.start.click()
     racing.wait(60)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convopt.lab import experiments, report, stats, training, workspace
+from convopt.lab import experiments, methods, report, stats
 from convopt.lab.records import Record
 from convopt.lab.study import Results
 
@@ -87,7 +87,7 @@ def test_every_claim_is_about_arms_of_its_experiment():
         assert all({claim.treatment, claim.control} <= labels for claim in experiment.claims)
         for label, recipe, setting in experiment.arms:
             assert experiment.label(setting.run(recipe, "digits", 3, 7)) == label
-            assert recipe.optimizer.name in training.OPTIMIZERS
+            assert recipe.optimizer.name in methods.OPTIMIZERS
 
 
 def test_a_claim_is_judged_by_the_paired_interval():
@@ -154,57 +154,6 @@ def test_early_stopping_takes_the_epoch_with_the_best_validation_accuracy():
     stopped.curves["validation_accuracy"] = [0.4, 0.8, 0.8]
     assert stopped.early_stopped == 0.6
     assert report.measured(stopped, "validation") == 80
-
-
-def test_the_rates_that_are_called_tuned_are_those_that_tuning_chose():
-    tuning = experiments.find("04-wiener-tuning")
-    store = workspace.open_store()
-    chosen = report.tuning(tuning, [store.load(run) for run in tuning.runs()])["chosen"].to_dict()
-    for name in ("04-wiener", "04-wiener-clean", "04-wiener-convnet"):
-        for label, recipe, setting in experiments.find(name).arms:
-            if "tuned" in label or name == "04-wiener-clean":
-                optimizer = recipe.optimizer.name + (", cosine" if recipe.schedule == "cosine" else "")
-                condition = f"{setting.model.name}, batch {setting.batch_size}, noise {setting.label_noise:.0%}"
-                assert dict(recipe.optimizer.options)["lr"] == chosen[condition, optimizer], label
-
-
-def test_the_rates_of_each_batch_size_are_those_that_tuning_chose():
-    tuning = experiments.find("07-batch-size-tuning")
-    store = workspace.open_store()
-    chosen = report.tuning(tuning, [store.load(run) for run in tuning.runs()])["chosen"].to_dict()
-    for label, recipe, setting in experiments.find("07-batch-size-tuned").arms:
-        condition = f"SimpleNet, batch {setting.batch_size}, noise 10%"
-        assert dict(recipe.optimizer.options)["lr"] == chosen[condition, recipe.optimizer.name], label
-
-
-def test_the_trials_that_are_called_best_are_those_that_the_search_found():
-    search = experiments.find("11-rivals-tuning")
-    store = workspace.open_store()
-    by_label = report.by_label(search, [store.load(run) for run in search.runs()])
-    assert by_label.keys() == experiments.CHOSEN_TRIALS.keys()
-    for label, records in by_label.items():
-        first = [trial.optimizer for trial in experiments.trials(label)]
-        best_of_first = report.best_trial(record for record in records if record.run.optimizer in first)
-        assert best_of_first.run.optimizer == first[experiments.CHOSEN_TRIALS[label][0]], label
-        assert report.best_trial(records).run.optimizer == experiments.best_trial(label).optimizer, label
-
-
-def test_tuning_chooses_by_validation_and_counts_a_diverged_run_as_guessing():
-    experiment = experiments.find("04-wiener-tuning")
-    records = []
-    for label, recipe, setting in experiment.arms:
-        lr = dict(recipe.optimizer.options)["lr"]
-        run = setting.run(recipe, "mnist", None, 0)
-        diverged = label == "WienerSGD, lr 0.3"
-        accuracy = 0.99 if lr == 0.3 else 0.9 if lr in (0.001, 0.03) else 0.8
-        curves = {} if diverged else {"validation_accuracy": [accuracy], "test_accuracy": [1 - accuracy]}
-        records.append(Record(run, "diverged" if diverged else "finished", curves, [], None, {}))
-    chosen = report.tuning(experiment, records)["chosen"].to_dict()
-    clean = "SimpleNet, batch 64, noise 0%"
-    assert chosen[clean, "WienerSGD"] == 0.03
-    assert chosen[clean, "SGD"] == 0.3
-    assert chosen[clean, "Adam"] == 0.001
-    assert len(chosen) == 7
 
 
 def test_the_csv_of_a_table_has_the_numbers_that_reading_rounds():

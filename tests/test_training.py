@@ -3,10 +3,12 @@
 import dataclasses
 import math
 
+import numpy
 import pytest
 import torch
 
-from convopt.lab import data, experiments, stats, training
+from convopt.lab import data, experiments, stats, trainer, training
+from convopt.lab.predictions import pack, unpack
 from convopt.lab.records import CURVES
 from convopt.lab.runs import Choice, Run
 
@@ -60,7 +62,7 @@ def test_half_batches_are_compared_where_the_optimizer_asks_for_it():
 def test_permuted_pixels_are_one_order_for_all_pictures_and_another_for_another_seed():
     natural = data.load("digits")
     runs = [experiments.PERMUTED.run(experiments.SGD, "digits", 1, seed) for seed in (0, 0, 1)]
-    first, again, other = (training.dataset_of(run) for run in runs)
+    first, again, other = (trainer.dataset_of(run) for run in runs)
     assert torch.equal(first.train.x, again.train.x)
     assert not torch.equal(first.train.x, other.train.x)
     for split in ("train", "validation", "test"):
@@ -68,25 +70,7 @@ def test_permuted_pixels_are_one_order_for_all_pictures_and_another_for_another_
         permuted = getattr(first, split).x
         assert torch.equal(permuted.flatten(1).sort(dim=1).values, x.flatten(1).sort(dim=1).values)
     with pytest.raises(ValueError, match="shuffled"):
-        training.dataset_of(dataclasses.replace(runs[0], pixels="shuffled"))
-
-
-def test_a_cosine_schedule_ends_at_zero():
-    rates = []
-    run = dataclasses.replace(RUN, schedule="cosine")
-    dataset = data.load("digits")
-    model = training.make_model(run, dataset)
-    optimizer = training.make_optimizer(run, model, dataset.grid)
-    schedule = training.make_schedule(run, optimizer, steps=10)
-    for _ in range(10):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    assert rates[0] == 0.01
-    assert rates == sorted(rates, reverse=True)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match="linear"):
-        training.make_schedule(dataclasses.replace(RUN, schedule="linear"), optimizer, 10)
+        trainer.dataset_of(dataclasses.replace(runs[0], pixels="shuffled"))
 
 
 def test_a_replayed_factor_is_that_of_the_other_seed():
@@ -94,7 +78,7 @@ def test_a_replayed_factor_is_that_of_the_other_seed():
     replayed = training.train(run)
     source = training.train(dataclasses.replace(run, seed=4, annealing=Choice.of("SNRAnnealing")))
     assert min(source.curves["annealing_factor"]) < 1
-    steps = training.factors(dataclasses.replace(run, seed=4, annealing=Choice.of("SNRAnnealing")))
+    steps = trainer.factors(dataclasses.replace(run, seed=4, annealing=Choice.of("SNRAnnealing")))[""]
     assert len(steps) == 10 * 150
     assert replayed.curves["annealing_factor"] == steps[149::150]
     with pytest.raises(ValueError, match="halved"):
@@ -105,15 +89,12 @@ def test_layers_are_annealed_each_by_its_own_gradients():
     run = experiments.STRESS.run(
         experiments.annealed(experiments.SGD, Choice.of("SNRAnnealing per layer", warmup=20, ema=0.9)), "digits", 3, 0
     )
-    dataset = training.dataset_of(run)
-    model = training.make_model(run, dataset)
-    optimizer = training.make_optimizer(run, model, dataset.grid)
-    annealing = training.attach_annealing(run, optimizer)
-    for batches in training.epochs(run, training.training_split(run, dataset)):
-        training.train_epoch(model, optimizer, batches)
-    assert set(annealing) == {"hidden1", "hidden2", "output"}
-    assert len({of_layer.rho() for of_layer in annealing.values()}) == 3
-    assert all(of_layer.factor() < 1 for of_layer in annealing.values())
+    per_layer = trainer.Trainer(run)
+    for batches in per_layer.epochs():
+        per_layer.train_epoch(batches)
+    assert set(per_layer.annealing) == {"hidden1", "hidden2", "output"}
+    assert len({of_layer.rho() for of_layer in per_layer.annealing.values()}) == 3
+    assert all(of_layer.factor() < 1 for of_layer in per_layer.annealing.values())
 
 
 def test_the_same_run_gives_the_same_record_whatever_the_threads_and_global_seed():
@@ -129,14 +110,14 @@ def test_runs_of_a_seed_are_paired_across_optimizers():
     dataset = data.load("digits")
     other = dataclasses.replace(RUN, optimizer=experiments.V2_UNIFORM.optimizer)
     third = dataclasses.replace(RUN, seed=1)
-    weights = [list(training.make_model(run, dataset).parameters()) for run in (RUN, other, third)]
+    weights = [list(trainer.make_model(run, dataset).parameters()) for run in (RUN, other, third)]
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
     assert not torch.equal(weights[0][0], weights[2][0])
-    splits = [training.training_split(run, dataset) for run in (RUN, other, third)]
+    splits = [trainer.training_split(run, dataset) for run in (RUN, other, third)]
     assert torch.equal(splits[0].y, splits[1].y)
     assert not torch.equal(splits[0].y, splits[2].y)
     first_batches = [
-        next(training.epochs(run, split))[0][0] for run, split in zip((RUN, other, third), splits, strict=True)
+        next(trainer.epochs(run, split))[0][0] for run, split in zip((RUN, other, third), splits, strict=True)
     ]
     assert torch.equal(first_batches[0], first_batches[1])
     assert not torch.equal(first_batches[0], first_batches[2])
@@ -145,7 +126,7 @@ def test_runs_of_a_seed_are_paired_across_optimizers():
 def test_the_last_incomplete_batch_is_dropped_and_every_picture_comes_at_most_once():
     run = dataclasses.replace(RUN, batch_size=64)
     split = data.Split(torch.arange(150).float().unsqueeze(1), torch.arange(150))
-    for batches in training.epochs(run, split):
+    for batches in trainer.epochs(run, split):
         assert [len(y) for _, y in batches] == [64, 64]
         assert len(set(torch.cat([y for _, y in batches]).tolist())) == 128
 
@@ -181,16 +162,16 @@ def test_a_run_can_be_followed_epoch_by_epoch():
 )
 def test_the_state_that_is_kept_is_counted_per_parameter(label, numbers):
     recipe = experiments.trials(label)[0]
-    kept = training.state_bytes(experiments.STRESS.run(recipe, "digits", 1, 0))
+    kept = trainer.state_bytes(experiments.STRESS.run(recipe, "digits", 1, 0))
     assert kept == pytest.approx(4 * numbers, rel=0.07)  # Muon leaves the biases to AdamW, which has one more
 
 
 def test_the_gradient_norm_is_the_mean_over_batches_of_the_global_norm():
     run = dataclasses.replace(RUN, optimizer=Choice.of("SGD", lr=0.0), epochs=1)
     dataset = data.load("digits")
-    model = training.make_model(run, dataset)
+    model = trainer.make_model(run, dataset)
     norms = []
-    for x, y in next(training.epochs(run, training.training_split(run, dataset))):
+    for x, y in next(trainer.epochs(run, trainer.training_split(run, dataset))):
         grads = torch.autograd.grad(torch.nn.functional.cross_entropy(model(x), y), list(model.parameters()))
         norms.append(torch.cat([grad.flatten() for grad in grads]).norm().item())
     assert training.train(run).curves["gradient_norm"][0] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
@@ -218,7 +199,7 @@ def test_identity_is_the_configuration_and_survives_json():
 def test_identity_does_not_change_between_versions():
     """Published records are found by it."""
     assert RUN.id == "d9cfebb4df5bc6de"
-    assert dataclasses.replace(RUN, schedule="cosine").id != RUN.id
+    assert dataclasses.replace(RUN, schedule=experiments.COSINE).id == "88da71cd2846982e"
 
 
 @pytest.mark.slow
@@ -233,3 +214,27 @@ def test_with_wrong_labels_wiener_sgd_ends_above_sgd_on_the_digits():
     difference = stats.paired_difference(finals[experiments.WIENER_SGD], finals[experiments.SGD]).interval
     assert difference.low > 0
     assert difference.mean > 0.02
+
+
+def test_what_the_network_says_of_each_input_is_kept(mnist_folder):
+    run = experiments.STRESS.run(experiments.SGD, "mnist", epochs=1, seed=0)
+    record = training.train(dataclasses.replace(run, n_train=400))
+    mnist = data.load("mnist")
+    for split, accuracy in (("test", record.final), ("confirmation", record.confirmation_accuracy)):
+        classes = unpack(record.predictions[split])
+        targets = mnist.test.y[:1000] if split == "test" else mnist.confirmation.y
+        assert classes.dtype.name == "uint8"
+        assert (torch.from_numpy(classes.copy()) == targets).float().mean().item() == pytest.approx(accuracy)
+    assert sum(map(len, record.predictions.values())) < 10_000  # bytes, of 10,000 images
+
+
+def test_of_a_regression_the_squared_errors_are_kept():
+    run = experiments.STRESS_CLEAN.run(experiments.SGD, "diabetes", epochs=1, seed=0)
+    record = training.train(run)
+    assert unpack(record.predictions["test"]).mean() ** 0.5 == pytest.approx(record.final, rel=1e-5)
+
+
+def test_damaged_predictions_are_refused():
+    assert unpack(pack(numpy.arange(5, dtype=numpy.uint8))).tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="predictions must be"):
+        unpack("uint8:AAAA")

@@ -24,10 +24,10 @@ from tqdm.auto import tqdm
 
 from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, spatial_param_groups
 from convopt.lab import provenance
+from convopt.lab.methods import OURS
 from convopt.lab.networks import ConvNet, SimpleNet
 from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
-from convopt.lab.training import OURS
 from convopt.lab.vision import torchvision
 
 BLOCK = 20

@@ -12,7 +12,7 @@ from typing import Any
 from convopt.lab import data, experiments, records, report, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.folders import require_writable
-from convopt.lab.names import quoted
+from convopt.lab.names import quoted, require_known
 from convopt.lab.records import Record
 
 
@@ -186,6 +186,22 @@ def publish_records(options: argparse.Namespace) -> int:
     _require_store(options.store)  # what was published before would be written again, and called new
     records.write_table(found, published)
     print(f"{len(found)} records -> {published}")
+    return 0
+
+
+def choose_settings(options: argparse.Namespace) -> int:
+    """Write what a search chose, by its records, into the file that the experiments read."""
+    from convopt.lab import searches
+
+    require_known("search", options.search, experiments.SEARCHES)
+    _require_store(options.store)
+    search, before = experiments.find(options.search), searches.read_choices()
+    found = searches.choose(search, workspace.open_store(options.store).load)
+    changed = {choice: value for choice, value in found.items() if before.get(search.name, {}).get(choice) != value}
+    searches.write_choices({**before, search.name: {**before.get(search.name, {}), **changed}})
+    for choice, value in changed.items():
+        print(f"{choice}: {value}")
+    print(f"{len(found)} choices from records, {len(changed)} of them new -> {experiments.CHOSEN_FILE}")
     return 0
 
 

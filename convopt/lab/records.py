@@ -8,7 +8,7 @@ import traceback
 import uuid
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,6 +62,9 @@ class Record:
             epoch.
         confirmation_accuracy: the task's measure on test inputs that are looked at once, in the last epoch; or None.
         provenance: see ``provenance.collect``.
+        predictions: after the last epoch, of the "test" and the "confirmation" inputs, packed by ``predictions.pack``:
+            the class; of a regression, the squared error in the targets' unit; of texts, the mean nats of each. Empty
+            in records of the first published study.
     """
 
     run: Run
@@ -70,6 +73,7 @@ class Record:
     kernels: list[dict[str, Any]]
     confirmation_accuracy: float | None
     provenance: dict[str, Any]
+    predictions: dict[str, str] = field(default_factory=dict)
 
     @property
     def measure(self) -> Measure:
@@ -106,7 +110,8 @@ class Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers."""
-        return {**vars(self), "run": self.run.to_json(), "id": self.run.id}
+        told = {**vars(self), "run": self.run.to_json(), "id": self.run.id}
+        return told if self.predictions else {name: value for name, value in told.items() if name != "predictions"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Record":
@@ -250,6 +255,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
+                "predictions": json.dumps(record.predictions) if record.predictions else None,
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
@@ -286,6 +292,7 @@ def _from_row(row: dict[str, Any]) -> Record:
             "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
             "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
             **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
+            "predictions": json.loads(row.get("predictions") or "{}"),
         }
     )
 

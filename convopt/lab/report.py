@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from convopt.lab.experiments import RIVALS, Experiment, part_and_option
+from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record, finished
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval, holm, mean_interval, paired_difference, verdict
@@ -218,71 +218,13 @@ def differences(
     return Table(frame, f"{experiment.name}-differences", signed=True, index=1 + len(varying))
 
 
-def tuning(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
-    """Mean validation accuracy in percent after the last epoch, a row per recipe and setting, a column per rate.
-
-    A diverged run counts as guessing. The column ``chosen`` holds the best rate of each row.
-    """
-    rows = [
-        {
-            "setting": f"{record.run.model.name}, batch {record.run.batch_size}, noise {record.run.label_noise:.0%}",
-            "optimizer": record.run.optimizer.name + (", cosine" if record.run.schedule == "cosine" else ""),
-            "lr": dict(record.run.optimizer.options)["lr"],
-            "accuracy": measured(record, "validation") if record.status == "finished" else 10.0,
-        }
-        for arm in by_label(experiment, records).values()
-        for record in arm
-    ]
-    table = pd.DataFrame(rows).pivot_table(index=["setting", "optimizer"], columns="lr", values="accuracy", sort=False)
-    table = table.sort_index(axis=1)
-    return table.assign(chosen=table.idxmax(axis=1))
-
-
-def tuning_table(experiment: Experiment, records: Iterable[Record]) -> Table:
-    """``tuning`` for reading."""
-    found = tuning(experiment, records)
-    headings = {lr: f"lr {lr:g} (%)" for lr in found.columns.drop("chosen")}
-    return Table(found.rename(columns=headings).reset_index(), experiment.name, index=2)
-
-
-def chosen(experiment: Experiment, records: Iterable[Record]) -> Table:
-    """Of a random search, whose arms are rivals and whose runs are trials, each rival's best trial."""
-    rows = []
-    for label, arm in by_label(experiment, records).items():
-        best = best_trial(arm)
-        rows.append(
-            {
-                "rival": label,
-                "learning rate": dict(best.run.optimizer.options)["lr"],
-                "options": ", ".join(f"{name} {value:g}" for name, value in searched(label, best.run).items()),
-                "validation acc. (%)": Interval(measured(best, "validation"), None, None),
-                "trials": str(len(arm)),
-            }
-        )
-    return Table(pd.DataFrame(rows), experiment.name)
-
-
-def best_trial(trials: Iterable[Record]) -> Record:
-    """The record with the best final validation accuracy among those that did not diverge."""
-    return max(finished(trials), key=lambda record: measured(record, "validation"))
-
-
-def searched(label: str, run: Run) -> dict[str, Any]:
-    """The options that the rival's search draws, beside the learning rate, and their values in ``run``."""
-    values = {}
-    for name, _ in RIVALS[label].options:
-        part, option = part_and_option(name)
-        values[option] = dict(getattr(run, part).options)[option]
-    return values
-
-
 def costs(
     experiment: Experiment, records: Iterable[Record], target: float, state_bytes: Callable[[Run], float]
 ) -> Table:
     """For each arm the time of a training step, the state it keeps, and the time to an accuracy, over seeds.
 
     ``target`` is a test accuracy in percent that an epoch must end with; the last column counts runs that get there.
-    ``state_bytes`` of a run are per parameter, ``training.state_bytes`` for one.
+    ``state_bytes`` of a run are per parameter, ``trainer.state_bytes`` for one.
     """
     rows = []
     for label, arm in by_label(experiment, records).items():

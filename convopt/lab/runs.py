@@ -20,6 +20,10 @@ class Choice:
         return cls(name, tuple(sorted(frozen.items())))
 
 
+CONSTANT = Choice("constant")
+"""A learning rate that stays as it is."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run.
@@ -32,18 +36,19 @@ class Run:
         label_noise: share of training labels that are wrong, 0 to 1.
         epochs: passes over the training pictures.
         model: a name that ``networks.make`` knows, and its options.
-        optimizer: a name of ``training.OPTIMIZERS`` and its options.
+        optimizer: a name of ``methods.OPTIMIZERS`` and its options.
         seed: of initial weights, batches, wrong labels and the order of pixels, one stream each. Runs of one seed are
             paired.
         pixels: "natural"; "permuted", in one random order for all pictures; or "blurred" by a binomial kernel of 3x3.
-        schedule: a name of ``training.SCHEDULES``, or "constant".
-        annealing: "SNRAnnealing" or "SNRAnnealing per layer", or "replayed", with options (see
-            ``training.attach_annealing``); None for none.
-        loss: what is minimised, see ``controls.loss_function``; None for cross-entropy.
-        averaging: "EMA" of the weights over steps, with its ``decay``, which is then what is evaluated; None for none.
+        schedule: of the learning rate, a name of ``methods.SCHEDULES`` and its options.
+        annealing: a name of ``methods.ANNEALINGS`` and its options; None for none.
+        loss: what is minimised, a name of ``methods.LOSSES`` and its options; None for the task's own.
+        averaging: of the weights over steps, a name of ``methods.AVERAGINGS`` and its options; the average is then what
+            is evaluated; None for none.
         gradient_noise: power of white noise added to every gradient, as a multiple of its own power.
         adversary: who changes the pictures before each step, see ``adversaries.Adversary``; None for nobody.
         data: what tells the reader's own file from what was under its path before; see ``data.fingerprint``.
+        filter: of gradients, around the optimizer, a name of ``methods.FILTERS`` and its options; None for none.
     """
 
     dataset: str
@@ -56,13 +61,14 @@ class Run:
     optimizer: Choice
     seed: int
     pixels: str = "natural"
-    schedule: str = "constant"
+    schedule: Choice = CONSTANT
     annealing: Choice | None = None
     loss: Choice | None = None
     averaging: Choice | None = None
     gradient_noise: float = 0.0
     adversary: Choice | None = None
     data: str = ""
+    filter: Choice | None = None
 
     @property
     def id(self) -> str:
@@ -77,7 +83,9 @@ class Run:
         """
         told = {field.name: getattr(self, field.name) for field in fields(self)}
         told = {field.name: told[field.name] for field in fields(self) if told[field.name] != field.default}
-        return {name: _choice_to_json(value) if isinstance(value, Choice) else value for name, value in told.items()}
+        return {
+            name: _choice_to_json(name, value) if isinstance(value, Choice) else value for name, value in told.items()
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "Run":
@@ -85,6 +93,8 @@ class Run:
         choices = {
             key: Choice.of(value["name"], **value["options"]) for key, value in data.items() if isinstance(value, dict)
         }
+        if isinstance(data.get("schedule"), str):
+            choices["schedule"] = Choice.of(data["schedule"])
         return cls(**{**data, **choices})
 
     def stream(self, purpose: str) -> int:
@@ -93,6 +103,9 @@ class Run:
         return int.from_bytes(digest[:8], "big") >> 1
 
 
-def _choice_to_json(choice: Choice) -> dict[str, Any]:
+def _choice_to_json(field: str, choice: Choice) -> str | dict[str, Any]:
+    """A schedule without options is its name: when the first records were published, schedules had none."""
+    if field == "schedule" and not choice.options:
+        return choice.name
     options = {key: list(value) if isinstance(value, tuple) else value for key, value in choice.options}
     return {"name": choice.name, "options": options}

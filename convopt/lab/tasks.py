@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,15 +37,22 @@ class Task(NamedTuple):
         loss: of outputs and targets, 0-dim.
         measure: of which values are compared.
         measures: of outputs, targets and the unit of the targets, by the measures' names.
+        predictions: of the same, what is kept of each input; see ``records.Record``.
     """
 
     loss: Callable[[Tensor, Tensor], Tensor]
     measure: Measure
     measures: Callable[[Tensor, Tensor, float], dict[str, float]]
+    predictions: Callable[[Tensor, Tensor, float], np.ndarray]
 
 
 def _accuracy(logits: Tensor, y: Tensor, _: float) -> dict[str, float]:
     return {"accuracy": (logits.argmax(1) == y).float().mean().item()}
+
+
+def _classes(logits: Tensor, y: Tensor, _: float) -> np.ndarray:
+    smallest = np.uint8 if logits.shape[1] <= 256 else np.uint16
+    return logits.argmax(1).numpy().astype(smallest)
 
 
 def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
@@ -57,6 +65,10 @@ def _regression(outputs: Tensor, y: Tensor, scale: float) -> dict[str, float]:
     return {"rmse": scale * error**0.5, "r2": 1 - error / y.var(correction=0).item()}
 
 
+def _squared_errors(outputs: Tensor, y: Tensor, scale: float) -> np.ndarray:
+    return (scale * (outputs.squeeze(1) - y)).square().numpy().astype(np.float32)
+
+
 def _token_loss(logits: Tensor, y: Tensor) -> Tensor:
     """The mean cross-entropy of logits ``(n, T, vocabulary)`` and tokens ``(n, T)``."""
     return F.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -66,12 +78,17 @@ def _nats(logits: Tensor, y: Tensor, _: float) -> dict[str, float]:
     return {"nats": _token_loss(logits, y).item()}
 
 
+def _nats_per_text(logits: Tensor, y: Tensor, _: float) -> np.ndarray:
+    losses = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y)
+    return losses.mean(1).numpy().astype(np.float32)
+
+
 ACCURACY = Measure("accuracy", "acc. (%)", 100.0)
 
 TASKS: dict[str, Task] = {
-    "classification": Task(F.cross_entropy, ACCURACY, _accuracy),
-    "regression": Task(_squared_error, Measure("rmse", "RMSE", higher_is_better=False), _regression),
-    "next token": Task(_token_loss, Measure("nats", "nats per token", higher_is_better=False), _nats),
+    "classification": Task(F.cross_entropy, ACCURACY, _accuracy, _classes),
+    "regression": Task(_squared_error, Measure("rmse", "RMSE", higher_is_better=False), _regression, _squared_errors),
+    "next token": Task(_token_loss, Measure("nats", "nats per token", higher_is_better=False), _nats, _nats_per_text),
 }
 """Tasks by name."""
 

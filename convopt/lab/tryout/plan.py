@@ -11,15 +11,16 @@ from convopt import optim
 from convopt.lab import data, training
 from convopt.lab.experiments import (
     ADAMW,
+    COSINE,
     SGD,
     WIENER_ADAMW,
     WIENER_SGD,
     Recipe,
     annealed,
-    with_lr,
     with_options,
 )
 from convopt.lab.runs import Choice, Run
+from convopt.lab.trainer import Trainer, make_model
 
 SGD_RATES, ADAM_RATES = (0.001, 0.005, 0.02, 0.1), (0.0001, 0.0005, 0.002, 0.01)
 """Learning rates that every method on the base of either is tried with."""
@@ -62,7 +63,7 @@ class Method:
     def trials(self) -> Iterator[tuple[Recipe, float]]:
         """Each learning rate with each share of the longest training."""
         for lr, share in itertools.product(self.rates, HORIZONS):
-            yield with_lr(self.recipe, lr, self.recipe.schedule), share
+            yield with_options(self.recipe, lr=lr), share
 
 
 _GROUPS = "groups, found = convopt.spatial_param_groups(model, x)  # x: one batch of inputs\n"
@@ -74,7 +75,7 @@ _ANNEALING = "annealing = convopt.SNRAnnealing(optimizer)\n"
 _EVERYWHERE = {
     "SGD": Method(SGD, SGD_RATES, False, _SGD),
     "AdamW": Method(ADAMW, ADAM_RATES, False, _ADAMW),
-    "AdamW, cosine": Method(replace(ADAMW, schedule="cosine"), ADAM_RATES, False, _ADAMW + _COSINE),
+    "AdamW, cosine": Method(replace(ADAMW, schedule=COSINE), ADAM_RATES, False, _ADAMW + _COSINE),
     "SGD + SNRAnnealing": Method(annealed(SGD), SGD_RATES, True, _SGD + _ANNEALING),
     "AdamW + SNRAnnealing": Method(annealed(ADAMW), ADAM_RATES, True, _ADAMW + _ANNEALING),
 }
@@ -86,7 +87,7 @@ _ON_GRIDS = {
         WIENER_ADAMW, ADAM_RATES, True, _GROUPS + "optimizer = convopt.WienerAdamW(groups, lr={lr:g})\n"
     ),
     "AdamW + WienerFilter, cosine": Method(
-        replace(with_options(WIENER_ADAMW, snr_annealing=False), schedule="cosine"),
+        replace(with_options(WIENER_ADAMW, snr_annealing=False), schedule=COSINE),
         ADAM_RATES,
         True,
         _GROUPS
@@ -178,28 +179,24 @@ def make_plan(name: str, network: str, budget: float, workers: int) -> Plan:
 def _has_grids(plan: Plan, dataset: data.Dataset) -> bool:
     run = plan.run(WIENER_SGD, 1, TUNING_SEED)
     with torch.random.fork_rng(devices=[]):
-        groups, _ = optim.spatial_param_groups(training.make_model(run, dataset), dataset.train.x[:2])
+        groups, _ = optim.spatial_param_groups(make_model(run, dataset), dataset.train.x[:2])
     return any(group["grid"] is not None for group in groups)
 
 
 def _times(plan: Plan, dataset: data.Dataset) -> tuple[dict[str, float], float]:
     """Seconds per step of each method, and of judging the network once per epoch."""
-    task = training.TASKS[dataset.task]
     steps = {}
     with training.one_thread():
         for label, method in plan.methods.items():
-            run = plan.run(with_lr(method.recipe, method.rates[0], method.recipe.schedule), 1, TUNING_SEED)
-            model = training.make_model(run, dataset)
-            optimizer = training.make_optimizer(run, model, dataset)
-            training.attach_annealing(run, optimizer)
-            batches = next(training.epochs(run, training.training_split(run, dataset)))[:24]
-            training.train_epoch(model, optimizer, batches[:4], loss_of=task.loss)
+            trainer = Trainer(plan.run(with_options(method.recipe, lr=method.rates[0]), 1, TUNING_SEED), dataset)
+            batches = next(trainer.epochs())[:24]
+            trainer.train_epoch(batches[:4])
             start = time.perf_counter()
-            training.train_epoch(model, optimizer, batches[4:] or batches, loss_of=task.loss)
+            trainer.train_epoch(batches[4:] or batches)
             steps[label] = (time.perf_counter() - start) / len(batches[4:] or batches)
         start = time.perf_counter()
         for split in (dataset.test.first(plan.n_test), dataset.validation):
-            training.evaluate(model, split, task)
+            training.evaluate(trainer.model, split, dataset)
         evaluation = time.perf_counter() - start
     return steps, evaluation
 

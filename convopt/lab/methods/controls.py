@@ -1,11 +1,15 @@
 """What the controls change about an optimizer: one thing, all else as it was."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from convopt.lab.methods.method import ANNEALINGS, OPTIMIZERS, Optimizers, Setup, Wrapper
+from convopt.lab.methods.ours import smoothing
 from convopt.lab.runs import Choice
 from convopt.optim import ConvolutionalSGD, ConvolutionalSGDv2
 from convopt.optim._base import Part, SmoothingOptimizer
@@ -39,6 +43,9 @@ class RawLengthSGD(ConvolutionalSGD):
         super()._update(part, _with_lengths_of(directions, [p.grad for p in part.params]), lr)
 
 
+OPTIMIZERS |= {cls.__name__: smoothing(cls) for cls in (RawDirectionSGD, RawDirectionSGDv2, RawLengthSGD)}
+
+
 def _with_lengths_of(directions: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:
     """The ``directions``, each scaled to the norm of its counterpart; a zero one stays zero."""
     scales = [
@@ -47,23 +54,8 @@ def _with_lengths_of(directions: list[Tensor], lengths: list[Tensor]) -> list[Te
     return torch._foreach_mul(directions, [scale.nan_to_num(0.0, 0.0, 0.0) for scale in scales])
 
 
-def smoothed_groups(model: nn.Module, which: str) -> list[dict[str, Any]]:
-    """Param groups in which only the "first layer" or only the "other layers" are smoothed.
-
-    In the others the kernel has a single tap. ValueError for another ``which``.
-    """
-    if which not in ("first layer", "other layers"):
-        raise ValueError(f'smoothed must be "first layer" or "other layers", got {which!r}')
-    named = list(model.named_parameters())
-    layer = named[0][0].rpartition(".")[0]
-    first = [(name, p) for name, p in named if name.rpartition(".")[0] == layer]
-    others = [(name, p) for name, p in named if name.rpartition(".")[0] != layer]
-    smoothed, plain = (first, others) if which == "first layer" else (others, first)
-    return [{"params": smoothed}, {"params": plain, "kernel_size": 1}]
-
-
 def smooth_over_pixels(
-    optimizer: torch.optim.Optimizer, weight: nn.Parameter, grid: tuple[int, int], kernel: str, size: int
+    optimizer: Optimizer, weight: nn.Parameter, grid: tuple[int, int], kernel: str, size: int
 ) -> None:
     """From now on ``optimizer`` sees the gradient of ``weight`` smoothed over the pixels by a fixed kernel.
 
@@ -91,38 +83,56 @@ def blurred(inputs: Tensor, grid: tuple[int, ...], size: int) -> Tensor:
     return apply_gain(inputs, kernel_gain(NAMED_KERNELS["binomial"](size, len(grid)), grid))
 
 
-def add_gradient_noise(optimizer: torch.optim.Optimizer, power: float, seed: int) -> None:
-    """From now on every gradient that ``optimizer`` sees has white noise of ``power`` times its own power in it."""
+def add_gradient_noise(optimizers: Iterable[Optimizer], power: float, seed: int) -> None:
+    """From now on all gradients that the optimizers see have white noise of ``power`` times their own power in them."""
     generator = torch.Generator().manual_seed(seed)
 
-    def add(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def add(optimizer: Optimizer, *_: Any) -> None:
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             scale = (power * p.grad.square().mean()).sqrt()
             p.grad.add_(torch.randn(p.shape, generator=generator) * scale)
 
-    optimizer.register_step_pre_hook(add)
+    for optimizer in optimizers:
+        optimizer.register_step_pre_hook(add)
 
 
-def loss_function(
-    choice: Choice | None, default: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """From outputs, ``(batch, classes)``, and targets the loss, 0-dim, in nats where it is a cross-entropy.
+class Replay:
+    """Multiplies the learning rates of an optimizer's steps by given factors, one after the other."""
 
-    None stands for ``default``, the task's own. Of labels, "label smoothing" has the ``amount`` given to all classes
-    alike, and "generalised cross-entropy" is ``(1 - p ** q) / q`` of the label's probability p (Zhang and Sabuncu,
-    arXiv:1805.07836, equation 6). ValueError for another name.
+    def __init__(self, optimizer: Optimizer, factors: Sequence[float]):
+        self._factors = factors
+        self._step = 0
+        self._lr = [group["lr"] for group in optimizer.param_groups]
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def factor(self) -> float:
+        """Of the last step."""
+        return self._factors[max(self._step - 1, 0)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept from step to step."""
+        return {"step": self._step}
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for group, lr in zip(optimizer.param_groups, self._lr, strict=True):
+            group["lr"] = lr * self._factors[self._step]
+        self._step += 1
+
+
+def replay_of_another_seed(optimizers: Optimizers, setup: Setup, shift: int) -> dict[str, Replay]:
+    """Each step times the factor that SNRAnnealing had at the same step of the run whose seed is larger by ``shift``.
+
+    The same decay, then, but deaf to what goes on in this run.
     """
-    if choice is None:
-        return default
-    options = dict(choice.options)
-    if choice.name == "label smoothing":
-        return nn.CrossEntropyLoss(label_smoothing=options["amount"])
-    if choice.name == "generalised cross-entropy":
-        return lambda logits, y: generalised_cross_entropy(logits, y, options["q"])
-    raise ValueError(f'loss must be "label smoothing" or "generalised cross-entropy", got {choice.name!r}')
+    from convopt.lab.trainer import factors  # which trains with all methods, so it needs this module first
+
+    other = replace(setup.run, seed=setup.run.seed + shift, annealing=Choice.of("SNRAnnealing"))
+    seen = factors(other)
+    return {name: Replay(optimizer, seen[name]) for name, optimizer in optimizers.items()}
 
 
-def generalised_cross_entropy(logits: Tensor, y: Tensor, q: float) -> Tensor:
-    """The mean of ``(1 - p ** q) / q``, p the label's probability: cross-entropy at q to 0, absolute error at 1."""
-    probability = logits.softmax(1).gather(1, y[:, None])
-    return ((1 - probability**q) / q).mean()
+def _factor(attached: dict[str, Replay]) -> dict[str, float]:
+    return {"annealing_factor": next(iter(attached.values())).factor()}
+
+
+ANNEALINGS["replayed"] = Wrapper(replay_of_another_seed, _factor)

@@ -1,0 +1,157 @@
+"""What an experiment consists of: named arms, each a recipe in a setting, repeated over seeds. Nothing here trains."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from convopt.lab import data, networks
+from convopt.lab.runs import CONSTANT, Choice, Run
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: the optimizer, its learning rate over time, and what is minimised (see ``Run``)."""
+
+    optimizer: Choice
+    schedule: Choice = CONSTANT
+    annealing: Choice | None = None
+    loss: Choice | None = None
+    averaging: Choice | None = None
+    filter: Choice | None = None
+
+
+SNR_ANNEALING = Choice.of("SNRAnnealing")
+
+
+def annealed(recipe: Recipe, annealing: Choice = SNR_ANNEALING) -> Recipe:
+    """The recipe with SNRAnnealing around its optimizer."""
+    return replace(recipe, annealing=annealing)
+
+
+def with_options(recipe: Recipe, part: str = "optimizer", /, **options: object) -> Recipe:
+    """The recipe with these options of its optimizer, or of another ``part``: loss, averaging or annealing."""
+    choice = getattr(recipe, part)
+    return replace(recipe, **{part: Choice.of(choice.name, **{**dict(choice.options), **options})})
+
+
+def part_and_option(name: str) -> tuple[str, str]:
+    """``"loss.amount"`` taken apart; an option without a part is the optimizer's."""
+    part, _, option = name.rpartition(".")
+    return part or "optimizer", option
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a group of runs has in common: everything but data set, recipe, epochs and seed."""
+
+    n_train: int
+    batch_size: int
+    label_noise: float
+    model: Choice
+    epochs: int
+    n_test: int = 1000
+    pixels: str = "natural"
+    gradient_noise: float = 0.0
+    adversary: Choice | None = None
+    dataset: str | None = None
+
+    def run(self, recipe: Recipe, dataset: str, epochs: int | None, seed: int) -> Run:
+        """One run in this setting; of a smaller data set it takes what there is.
+
+        A setting that has a data set of its own keeps to it. Where its network does not take such inputs, another does.
+        """
+        dataset = self.dataset or dataset
+        kind, _, n_train, n_test = data.describe(dataset)
+        model = networks.fitting(self.model.name, kind)
+        return Run(
+            dataset=dataset,
+            n_train=min(self.n_train, n_train),
+            n_test=min(self.n_test, n_test),
+            batch_size=self.batch_size,
+            label_noise=self.label_noise,
+            epochs=epochs or self.epochs,
+            model=self.model if model == self.model.name else Choice.of(model),
+            optimizer=recipe.optimizer,
+            seed=seed,
+            pixels=self.pixels,
+            schedule=recipe.schedule,
+            annealing=recipe.annealing,
+            loss=recipe.loss,
+            averaging=recipe.averaging,
+            filter=recipe.filter,
+            gradient_noise=self.gradient_noise,
+            adversary=self.adversary,
+            data=data.fingerprint(dataset),
+        )
+
+
+class Arm(NamedTuple):
+    """A recipe in a setting. The label stands in tables and figures; arms in different settings may share it."""
+
+    label: str
+    recipe: Recipe
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A difference that somebody reported: ``measure`` of the arm ``treatment`` minus that of ``control``.
+
+    ``batch_size`` says at which, where an experiment has several.
+    """
+
+    treatment: str
+    control: str
+    measure: str
+    difference: float
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named set of runs: each arm is a recipe in a setting, repeated over seeds.
+
+    Attributes:
+        name: that of its page, and where the page tells of several, what sets this one apart.
+        title: one line.
+        arms: what is compared.
+        claims: what the idea's first report says of it, from one run each.
+        seeds: how many the study has.
+        first_seed: the first of them.
+        published: whether their records are among the published ones.
+    """
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    claims: tuple[Claim, ...] = ()
+    seeds: int = 10
+    first_seed: int = 0
+    published: bool = True
+
+    def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
+        """All runs, seed by seed so that an interrupted sweep holds whole pairs.
+
+        ``seeds`` None are the study's, ``epochs`` None are the setting's. ValueError for an unknown data set.
+        """
+        data.require_dataset(dataset)
+        if seeds is None:
+            seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
+
+    def label(self, run: Run) -> str | None:
+        """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
+        try:
+            data.describe(run.dataset)
+        except (ValueError, data.DataError):  # a file that is no more
+            return None
+        key = run.dataset, run.epochs, run.seed
+        if key not in self._labels:
+            self._labels[key] = {setting.run(recipe, *key): label for label, recipe, setting in self.arms}
+        return self._labels[key].get(run)
+
+    @cached_property
+    def _labels(self) -> dict[tuple[str, int, int], dict[Run, str]]:
+        """The label of each arm's run, by data set, epochs and seed, as far as it was asked for."""
+        return {}

@@ -1,0 +1,50 @@
+"""All experiments, page by page."""
+
+from convopt.lab.experiments import (
+    adversarial,
+    baselines,
+    batch_size,
+    controls,
+    kernel_evolution,
+    standard,
+    stress_test,
+    wiener,
+)
+from convopt.lab.experiments.arms import Experiment
+from convopt.lab.experiments.search import Search
+from convopt.lab.names import require_known
+from convopt.lab.runs import Run
+
+_CATALOGUE = (wiener, standard, stress_test, batch_size, kernel_evolution, controls, adversarial, baselines)
+
+PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page in _CATALOGUE}
+"""The experiments of each page, by the stem of its notebook."""
+
+EXPERIMENTS = {experiment.name: experiment for of_page in PAGES.values() for experiment in of_page}
+"""All experiments by name."""
+
+SEARCHES: dict[str, Search] = {**wiener.SEARCHES, **batch_size.SEARCHES, **baselines.SEARCHES}
+"""The trials of those experiments that choose settings, by the experiment's name."""
+
+
+def page_of(name: str) -> str:
+    """The page that tells of the experiment called ``name``, or ``name`` where there is none."""
+    return next((page for page, told in PAGES.items() if any(each.name == name for each in told)), name)
+
+
+def find(name: str) -> Experiment:
+    """The experiment called ``name``; ValueError lists the known ones."""
+    require_known("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
+
+
+def on_page(name: str) -> list[Experiment]:
+    """All experiments of the page called ``name``, or the experiment called so; ValueError lists the known ones."""
+    require_known("experiment", name, {*EXPERIMENTS, *PAGES})
+    return [found for found in EXPERIMENTS.values() if name in (page_of(found.name), found.name)]
+
+
+def published_runs() -> list[Run]:
+    """Every run of the published experiments, once."""
+    published = (experiment for experiment in EXPERIMENTS.values() if experiment.published)
+    return list(dict.fromkeys(run for experiment in published for run in experiment.runs()))

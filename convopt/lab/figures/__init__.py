@@ -1,0 +1,61 @@
+"""The figures of the notebooks."""
+
+from convopt.lab.figures.kernels import (
+    centre_taps,
+    descents,
+    gain_lines,
+    gains,
+    growing_gain,
+    histories,
+    kernel_pictures,
+    kernel_taps,
+    response,
+    smoothing,
+    taps,
+)
+from convopt.lab.figures.results import (
+    curves,
+    dots,
+    growths,
+    intervals,
+    race,
+    ratios,
+    searches,
+    trends,
+    tried,
+    verdicts,
+)
+from convopt.lab.figures.snr import ema_biases, ring_spectra, snr_courses, snr_of_batches, snr_tracking
+from convopt.lab.figures.style import to_base64, to_html, to_png
+
+__all__ = [
+    "centre_taps",
+    "curves",
+    "descents",
+    "dots",
+    "ema_biases",
+    "gain_lines",
+    "gains",
+    "growing_gain",
+    "growths",
+    "histories",
+    "intervals",
+    "kernel_pictures",
+    "kernel_taps",
+    "race",
+    "ratios",
+    "response",
+    "ring_spectra",
+    "searches",
+    "smoothing",
+    "snr_courses",
+    "snr_of_batches",
+    "snr_tracking",
+    "taps",
+    "to_base64",
+    "to_html",
+    "to_png",
+    "trends",
+    "tried",
+    "verdicts",
+]

@@ -1,0 +1,256 @@
+"""Figures of experiments: curves, dots, intervals, trends."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from convopt.lab.figures.style import AXIS_LABELS, OKABE_ITO, band, colours
+from convopt.lab.records import Record, finished
+from convopt.lab.report import HEADINGS, Table, by_seed, measured
+from convopt.lab.stats import Interval, mean_interval
+from convopt.lab.study import Results
+from convopt.lab.tryout.answer import Outcome
+
+
+def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
+    """One panel per per-epoch measure: every seed thin, the mean bold, its 95 % interval as a band."""
+    figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 3.6), squeeze=False)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
+        for label, colour in colours(arms).items():
+            series = [
+                scale * np.array(record.curves[measure]) for record in finished(arms[label]) if measure in record.curves
+            ]
+            if series:
+                band(axes, series, colour, label)
+        axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def race(arms: dict[str, list[Record]], title: str, epoch: int | None = None) -> Figure:
+    """Mean test accuracy and training loss over each arm's records up to ``epoch``, None for as far as they go.
+
+    The axes have room for all epochs, so that pictures at several compare. The figure is unknown to pyplot and may be
+    drawn in any thread.
+    """
+    figure = Figure(figsize=(10, 3.8))
+    last = max((record.run.epochs for records in arms.values() for record in records), default=1)
+    for measure, axes in zip(("test_accuracy", "train_loss"), figure.subplots(1, 2), strict=True):
+        scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
+        for label, colour in colours(arms).items():
+            series = [record.curves.get(measure, []) for record in arms[label]]
+            means = [scale * np.mean(values) for values in zip(*series, strict=False)]
+            shown = means[:epoch]
+            axes.plot(range(1, len(shown) + 1), shown, "o-", color=colour, linewidth=2, markevery=[-1], label=label)
+            axes.update_datalim([(last, mean) for mean in means])
+        axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure], xlim=(0.5, last + 0.5))
+        axes.autoscale_view(scalex=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if not any(arms.values()):
+            axes.set(xticks=[], yticks=[])
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
+    """One panel per measure, one line per arm: every seed a faint dot, the mean with its 95 % interval."""
+    figure, panels = plt.subplots(
+        1, len(measures), figsize=(4.2 * len(measures), 0.45 * len(arms) + 1.4), sharey=True, squeeze=False
+    )
+    labels = list(arms)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        for row, (label, colour) in enumerate(colours(labels).items()):
+            values = list(by_seed(arms[label], measure).values())
+            if not values:
+                continue
+            interval = mean_interval(values)
+            axes.scatter(values, [row] * len(values), color=colour, alpha=0.25, s=14, linewidths=0)
+            _dot(axes, interval, row, colour)
+        axes.set(xlabel=AXIS_LABELS[measure])
+        axes.set_yticks(range(len(labels)), labels)
+    panels[0][0].invert_yaxis()
+    figure.suptitle(title)
+    return figure
+
+
+def _dot(axes: Axes, interval: Interval, row: int, colour: str) -> None:
+    axes.plot(interval.mean, row, "o", color=colour, markersize=7)
+    if interval.low is not None:
+        axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+
+
+def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
+    """A dot with its 95 % interval for each row of a table, a panel per column that holds intervals.
+
+    ``columns`` are headings; without any, all such columns are shown. Of differences, zero is marked.
+    """
+    frame = table.frame
+    columns = columns or [name for name in frame if any(isinstance(value, Interval) for value in frame[name])]
+    index = frame[list(frame.columns[: table.index])].astype(str)
+    labels = index.agg(", ".join, axis=1)
+    shades = colours(dict.fromkeys(index.iloc[:, -1]))
+    figure, panels = plt.subplots(
+        1, len(columns), figsize=(3.6 + 2.9 * len(columns), 0.26 * len(frame) + 1.2), sharey=True, squeeze=False
+    )
+    for column, axes in zip(columns, panels[0], strict=True):
+        for row, (value, name) in enumerate(zip(frame[column], index.iloc[:, -1], strict=True)):
+            if not isinstance(value, Interval):
+                continue
+            colour = shades[name] if table.index > 1 else OKABE_ITO[6]
+            _dot(axes, value, row, colour)
+        for row in _block_ends(index):
+            axes.axhline(row + 0.5, color="grey", linewidth=0.6)
+        if table.signed:
+            axes.axvline(0, color="black", linewidth=0.8)
+        axes.set(xlabel=column)
+    panels[0][0].set_yticks(range(len(labels)), labels)
+    panels[0][0].set_ylim(len(labels) - 0.4, -0.6)
+    return figure
+
+
+def verdicts(table: Table) -> Figure:
+    """A dot with its 95 % interval for each row of ``advice.judge`` that is about accuracy, marked by its verdict.
+
+    The axis is linear up to 5 points to either side of zero, logarithmic beyond.
+    """
+    frame = table.frame[table.frame.measure.str.contains("%")]
+    marks = {"confirmed": (OKABE_ITO[3], "o"), "refuted": (OKABE_ITO[4], "s"), "undecided": ("grey", "D")}
+    figure, axes = plt.subplots(figsize=(9.5, 0.27 * len(frame) + 1.4))
+    for row, (interval, verdict) in enumerate(zip(frame.measured, frame.verdict, strict=True)):
+        colour, marker = marks[verdict]
+        axes.plot(interval.mean, row, marker, color=colour, markersize=6)
+        if interval.low is not None:
+            axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+    for verdict, (colour, marker) in marks.items():
+        axes.plot([], [], marker, color=colour, label=verdict)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(frame)), frame.situation + ": " + frame.difference, fontsize=8)
+    axes.set_ylim(len(frame) - 0.4, -0.6)
+    axes.set_xscale("symlog", linthresh=5, linscale=1)
+    axes.set_xticks([-50, -15, -5, -2.5, 0, 2.5, 5, 15, 50])
+    axes.xaxis.set_major_formatter("{x:+g}")
+    axes.set(xlabel="difference in accuracy (points)", xlim=(-80, 60))
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _block_ends(index: pd.DataFrame) -> list[int]:
+    """The rows after which a new block begins: of equal conditions or, where these alternate, of equal labels."""
+    keys = index.iloc[:, :-1].agg(", ".join, axis=1) if index.shape[1] > 1 else pd.Series("", index=index.index)
+    for column in (keys, index.iloc[:, -1]):
+        ends = [row for row in range(len(index) - 1) if column.iloc[row] != column.iloc[row + 1]]
+        if len(ends) < len(index) - 1:
+            return ends
+    return []
+
+
+def trends(results: Results, condition: str, measures: Sequence[str], xlabel: str, logarithmic: bool = False) -> Figure:
+    """Measures against a numeric condition of the runs: seeds as faint dots, a line through means with intervals.
+
+    Args:
+        results: of an experiment whose arms recur at several values of the condition.
+        condition: an attribute of ``Run``, "batch_size" for example.
+        measures: a panel each.
+        xlabel: what the condition is.
+        logarithmic: whether its axis is, to the base of 2.
+    """
+    figure, panels = plt.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.8), squeeze=False)
+    for measure, axes in zip(measures, panels[0], strict=True):
+        for label, colour in colours(results.arms).items():
+            at: dict[float, list[Record]] = {}
+            for record in results.arms[label]:
+                at.setdefault(getattr(record.run, condition), []).append(record)
+            values = {x: list(by_seed(at[x], measure).values()) for x in sorted(at)}
+            found = {x: mean_interval(of_x) for x, of_x in values.items() if of_x}
+            means = [interval.mean for interval in found.values()]
+            axes.plot(list(found), means, "o-", color=colour, markersize=5, label=label)
+            for x, interval in found.items():
+                axes.scatter([x] * len(values[x]), values[x], color=colour, alpha=0.2, s=9, linewidths=0)
+                if interval.low is not None:
+                    axes.plot([x, x], [interval.low, interval.high], color=colour, linewidth=2)
+        if logarithmic:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted({getattr(record.run, condition) for record in results.records}))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlabel=xlabel, ylabel=HEADINGS[measure])
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def ratios(table: Table, xlabel: str) -> Figure:
+    """A table of positive ratios on a logarithmic axis: a line of dots per row, a colour per column; 1 is marked."""
+    values = table.frame.set_index(table.frame.columns[0])
+    figure, axes = plt.subplots(figsize=(8, 0.32 * len(values) + 1.4))
+    for name, colour in colours(values).items():
+        axes.plot(values[name], range(len(values)), "o", color=colour, markersize=6, label=name, alpha=0.8)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks(range(len(values)), values.index)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def growths(lines: dict[str, dict[float, float]], xlabel: str, ylabel: str) -> Figure:
+    """A line per label through its values, on two logarithmic axes."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    for i, (label, colour) in enumerate(colours(lines).items()):
+        style = "o-" if i < len(OKABE_ITO) else "s--"
+        axes.plot(list(lines[label]), list(lines[label].values()), style, color=colour, markersize=5, label=label)
+    axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axes.set_xticks(sorted({x for line in lines.values() for x in line}), minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    figure.legend(loc="outside right center", frameon=False)
+    return figure
+
+
+def searches(results: Results, title: str) -> Figure:
+    """Validation accuracy of each trial against its learning rate, a small panel per arm; the best is filled."""
+    arms = {label: finished(records) for label, records in results.arms.items()}
+    columns = 5
+    rows = -(-len(arms) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(13, 2.1 * rows), sharey=True, squeeze=False)
+    best = max(measured(record, "validation") for records in arms.values() for record in records)
+    for (label, records), axes in zip(arms.items(), panels.flat, strict=False):
+        rates = [dict(record.run.optimizer.options)["lr"] for record in records]
+        accuracies = [measured(record, "validation") for record in records]
+        axes.semilogx(rates, accuracies, "o", color=OKABE_ITO[6], fillstyle="none")
+        winner = int(np.argmax(accuracies))
+        axes.semilogx(rates[winner], accuracies[winner], "o", color=OKABE_ITO[4])
+        axes.axhline(best, color="grey", linewidth=0.8)
+        axes.set_title(label, fontsize=9)
+    for axes in panels.flat[len(arms) :]:
+        axes.set_visible(False)
+    figure.supxlabel("learning rate")
+    figure.supylabel("validation accuracy (%)")
+    figure.suptitle(title)
+    return figure
+
+
+def tried(outcome: Outcome) -> Figure:
+    """Each method's measure on the test rows: mean and interval over the paired seeds, ours below the baselines."""
+    labels = list(outcome.chosen)
+    figure, axes = plt.subplots(figsize=(7, 0.4 * len(labels) + 1.2))
+    for place, label in enumerate(labels):
+        values = list(outcome.values(label).values())
+        colour = OKABE_ITO[5] if outcome.plan.methods[label].ours else OKABE_ITO[0]
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
+        if values:
+            mean, low, high = mean_interval(values)
+            ends = [[0.0], [0.0]] if low is None else [[mean - low], [high - mean]]
+            axes.errorbar(mean, place, xerr=ends, fmt="D", color=colour, capsize=3)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds")
+    return figure

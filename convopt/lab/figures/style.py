@@ -1,0 +1,80 @@
+"""What all figures share: colours that colour-blind readers tell apart, on a white ground, and images made of them."""
+
+import base64
+import html
+import io
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import HTML
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from convopt.lab.stats import mean_interval
+
+OKABE_ITO = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
+
+plt.rcParams.update(
+    {
+        "figure.facecolor": "white",
+        "savefig.facecolor": "white",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "font.size": 10,
+        "figure.constrained_layout.use": True,
+    }
+)
+
+AXIS_LABELS = {
+    "test_accuracy": "test accuracy (%)",
+    "pgd_accuracy": "accuracy against PGD-10 (%)",
+    "gradient_norm": "mean gradient norm",
+    "train_loss": "training loss (nats)",
+    "wrong_labels_learnt": "wrong labels learnt (%)",
+    "rho": "agreement of gradients, rho",
+    "annealing_factor": "factor on the learning rate",
+    "best": "best test accuracy (%)",
+    "final": "final test accuracy (%)",
+    "stability": "stability (lower is steadier)",
+}
+
+
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label, in order."""
+    return {label: OKABE_ITO[i % len(OKABE_ITO)] for i, label in enumerate(labels)}
+
+
+def band(axes: Axes, series: list[np.ndarray], colour: str, label: str, start: int = 1) -> None:
+    """Each series thin, their mean bold, its 95 % interval as a band; of one point per epoch, from ``start``."""
+    epochs = np.arange(start, start + len(series[0]))
+    for values in series:
+        axes.plot(epochs, values, color=colour, alpha=0.2, linewidth=0.6)
+    intervals = [mean_interval(column) for column in zip(*series, strict=True)]
+    axes.plot(epochs, [interval.mean for interval in intervals], color=colour, linewidth=2, label=label)
+    if len(series) > 1:
+        low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file of 128 colours: a page holds many of them, and so each is a third as large."""
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    palette = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    palette.save(packed, format="png", optimize=True)
+    return packed.getvalue()
+
+
+def to_base64(figure: Figure) -> str:
+    """The figure as a PNG file in base64, as a page's data URL takes it."""
+    return base64.b64encode(to_png(figure)).decode()
+
+
+def to_html(figure: Figure, alt: str) -> HTML:
+    """The figure as a picture with alternative text inside the page, for glueing into another page."""
+    picture = to_base64(figure)
+    return HTML(f'<img src="data:image/png;base64,{picture}" alt="{html.escape(alt)}" style="max-width: 100%">')

@@ -1,0 +1,166 @@
+"""The optimizers and wrappers of ``convopt.optim`` as methods."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from convopt import SNRAnnealing, WienerAdamW, WienerFilter, WienerSGD, optim, spatial_param_groups
+from convopt.lab.methods.method import (
+    ANNEALINGS,
+    FILTERS,
+    OPTIMIZERS,
+    Arrangement,
+    Batch,
+    Groups,
+    Method,
+    Optimizers,
+    Setup,
+    Wrapper,
+    backward,
+    chosen_from,
+    has_no_kernels,
+    to_each,
+)
+
+OURS: dict[str, type[Optimizer]] = {
+    name: cls
+    for name, cls in ((name, getattr(optim, name)) for name in optim.__all__)
+    if isinstance(cls, type) and issubclass(cls, Optimizer)
+}
+"""The optimizers of ``convopt.optim`` by name."""
+
+
+def step_with_loss(optimizers: Optimizers, batch: Batch, loss: float) -> None:
+    """One step of each, told the batch's loss."""
+    for optimizer in optimizers.values():
+        optimizer.step(loss=loss)
+
+
+def kernels(optimizers: Optimizers) -> dict[str, Tensor]:
+    """All learnt kernels by name."""
+    return {name: kernel for optimizer in optimizers.values() for name, kernel in optimizer.kernels().items()}
+
+
+def smoothed_groups(groups: Groups, which: str) -> Groups:
+    """Param groups in which "all layers" are smoothed, only the "first layer" or only the "other layers".
+
+    In the rest the kernel has a single tap. ValueError for another ``which``.
+    """
+    if which not in ("all layers", "first layer", "other layers"):
+        raise ValueError(f'smoothed must be "all layers", "first layer" or "other layers", got {which!r}')
+    if which == "all layers":
+        return groups
+    pairs = [pair for group in groups for pair in group["params"]]
+    layer = pairs[0][0].rpartition(".")[0]
+    first = [(name, p) for name, p in pairs if name.rpartition(".")[0] == layer]
+    others = [(name, p) for name, p in pairs if name.rpartition(".")[0] != layer]
+    smoothed, plain = (first, others) if which == "first layer" else (others, first)
+    return [{"params": smoothed}, {"params": plain, "kernel_size": 1}]
+
+
+def smoothing(cls: Callable[..., Optimizer]) -> Method:
+    """An optimizer with kernels. The option ``smoothed`` is that of :func:`smoothed_groups`."""
+
+    def make(groups: Groups, setup: Setup, smoothed: str = "all layers", **options: Any) -> Optimizer:
+        return cls(smoothed_groups(groups, smoothed), **options)
+
+    return Method(make, step=step_with_loss, kernels=kernels if hasattr(cls, "kernels") else has_no_kernels)
+
+
+def on_grids(groups: Groups, setup: Setup, **options: Any) -> Groups:
+    """The groups divided by the grids that their parameters see; options are those of ``spatial_param_groups``."""
+    found, _ = spatial_param_groups(setup.model, setup.dataset.train.x[:1], **options)
+    wanted = {p for group in groups for _, p in group["params"]}
+    return chosen_from(found, wanted.__contains__)
+
+
+def _backward_in_halves(optimizers: Optimizers, batch: Batch) -> float:
+    """As ``backward``; half a batch at a time where the optimizer compares the halves' gradients."""
+    (optimizer,) = optimizers.values()
+    if optimizer.param_groups[0]["second_estimate"] != "half batches":
+        return backward(optimizers, batch)
+    losses = []
+    for half in batch.halves():
+        loss = half.loss() / 2
+        loss.backward()
+        losses.append(loss.item())
+        if len(losses) == 1:
+            optimizer.mark_half()
+    return sum(losses)
+
+
+def _gains(optimizers: Optimizers) -> dict[str, Tensor]:
+    (optimizer,) = optimizers.values()
+    return {f"gain of {name}": of_p.gain for name, of_p in optimizer.snr().parameters.items()}
+
+
+def _annealing(optimizers: Optimizers) -> dict[str, float]:
+    (optimizer,) = optimizers.values()
+    if not optimizer.param_groups[0]["snr_annealing"]:
+        return {}
+    snr = optimizer.snr()
+    return {"rho": snr.rho, "annealing_factor": snr.factor}
+
+
+def wiener(cls: Callable[..., Optimizer]) -> Method:
+    """A Wiener optimizer over parameters divided by their grids.
+
+    The option ``smallest_kernel`` is that of ``spatial_param_groups``.
+    """
+
+    def make(groups: Groups, setup: Setup, smallest_kernel: int | None = None, **options: Any) -> Optimizer:
+        kernel = {} if smallest_kernel is None else {"smallest_kernel": smallest_kernel}
+        return cls(on_grids(groups, setup, **kernel), **options)
+
+    return Method(make, _backward_in_halves, step_with_loss, _gains, _annealing)
+
+
+OPTIMIZERS |= {name: smoothing(cls) for name, cls in OURS.items() if cls not in (WienerSGD, WienerAdamW)}
+OPTIMIZERS |= {cls.__name__: wiener(cls) for cls in (WienerSGD, WienerAdamW)}
+
+
+def by_layer(arrangement: Arrangement, _: Setup) -> Arrangement:
+    """An optimizer for each layer."""
+    layers: dict[str, Groups] = {}
+    for groups in arrangement.values():
+        for group in groups:
+            of_layers: dict[str, list[tuple[str, torch.nn.Parameter]]] = {}
+            for name, p in group["params"]:
+                of_layers.setdefault(name.rpartition(".")[0], []).append((name, p))
+            for layer, pairs in of_layers.items():
+                layers.setdefault(layer, []).append({**group, "params": pairs})
+    return layers
+
+
+def _curves(attached: dict[str, SNRAnnealing]) -> dict[str, float]:
+    """Of the one there is: several have as many courses."""
+    if len(attached) > 1:
+        return {}
+    (annealing,) = attached.values()
+    return {"rho": annealing.rho(), "annealing_factor": annealing.factor()}
+
+
+ANNEALINGS["SNRAnnealing"] = Wrapper(to_each(SNRAnnealing), _curves)
+ANNEALINGS["SNRAnnealing per layer"] = Wrapper(to_each(SNRAnnealing), _curves, by_layer)
+
+
+def filter_on_grids(optimizers: Optimizers, setup: Setup, **options: Any) -> dict[str, WienerFilter]:
+    """A filter around each optimizer that has parameters on a grid. ValueError where none has."""
+    found = {
+        name: WienerFilter(optimizer, **options)
+        for name, optimizer in optimizers.items()
+        if any(group["grid"] is not None for group in optimizer.param_groups)
+    }
+    if not found:
+        raise ValueError(f"WienerFilter needs parameters that see a grid; those of {setup.run.model.name} see none")
+    return found
+
+
+FILTERS["WienerFilter"] = Wrapper(
+    filter_on_grids,
+    lambda attached: {},
+    lambda arrangement, setup: {name: on_grids(groups, setup) for name, groups in arrangement.items()},
+)

@@ -1,0 +1,51 @@
+"""Probing gradients for signal and noise: simulated ones, whose truth is known, and those of a network in training."""
+
+from convopt.lab.probes.network import (
+    Course,
+    EMAProbe,
+    FreshGradients,
+    Spectra,
+    agreements,
+    course,
+    courses,
+    draw,
+    fresh_gradients,
+    gain_course,
+    layer_powers,
+    pixel_spectra,
+    with_gain,
+    with_snr,
+)
+from convopt.lab.probes.simulated import (
+    ESTIMATORS,
+    ema_estimates,
+    ema_on_noise_and_drift,
+    estimator_table,
+    simulate_batches,
+    tracking,
+    ways_to_average,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "Course",
+    "EMAProbe",
+    "FreshGradients",
+    "Spectra",
+    "agreements",
+    "course",
+    "courses",
+    "draw",
+    "ema_estimates",
+    "ema_on_noise_and_drift",
+    "estimator_table",
+    "fresh_gradients",
+    "gain_course",
+    "layer_powers",
+    "pixel_spectra",
+    "simulate_batches",
+    "tracking",
+    "ways_to_average",
+    "with_gain",
+    "with_snr",
+]

@@ -1,0 +1,202 @@
+"""A run put together: its data, its network, and the method that trains it."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from convopt.lab import data, methods, networks
+from convopt.lab.adversaries import Adversary
+from convopt.lab.methods import controls
+from convopt.lab.runs import Run
+from convopt.lab.tasks import TASKS
+
+Batches = list[tuple[Tensor, Tensor]]
+"""Inputs and targets of each step."""
+
+
+def dataset_of(run: Run) -> data.Dataset:
+    """The run's data set, its pixels in the run's order. ValueError where that is unknown."""
+    dataset = data.load(run.dataset)
+    if run.pixels == "natural":
+        return dataset
+    if run.pixels not in ("permuted", "blurred"):
+        raise ValueError(f'pixels must be "natural", "permuted" or "blurred", got {run.pixels!r}')
+    if dataset.grid is None:
+        raise ValueError(f"{dataset.name} has no pixels that could be {run.pixels}: its inputs are {dataset.kind}")
+    if run.pixels == "blurred":
+        return data.transform_inputs(dataset, lambda x: controls.blurred(x, dataset.grid, 3))
+    generator = torch.Generator().manual_seed(run.stream("order of the pixels"))
+    return data.permute_pixels(dataset, torch.randperm(math.prod(dataset.grid), generator=generator))
+
+
+def make_model(run: Run, dataset: data.Dataset) -> nn.Module:
+    """The run's model with the initial weights of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.stream("initial weights"))
+        return networks.make(run.model.name, dataset.shape, dataset.outputs, **dict(run.model.options))
+
+
+def training_split(run: Run, dataset: data.Dataset) -> data.Split:
+    """What the run trains on, with the noise of its targets."""
+    clean = dataset.train.first(run.n_train)
+    return data.Split(
+        clean.x, data.corrupt_targets(clean.y, run.label_noise, dataset.outputs, run.stream("wrong labels"))
+    )
+
+
+def epochs(run: Run, split: data.Split) -> Iterator[Batches]:
+    """For each epoch its batches of inputs and targets; the last incomplete batch is dropped."""
+    generator = torch.Generator().manual_seed(run.stream("batches"))
+    n = len(split) - len(split) % run.batch_size
+    for _ in range(run.epochs):
+        order = torch.randperm(len(split), generator=generator)[:n]
+        yield list(zip(split.x[order].split(run.batch_size), split.y[order].split(run.batch_size), strict=True))
+
+
+class Trainer:
+    """Trains the network of one run.
+
+    Args:
+        run: which parts to put together. ValueError where one is unknown, or a batch larger than the training data.
+        dataset: the run's, if it is loaded already.
+
+    Attributes:
+        dataset: with the pixels in the run's order.
+        split: what is trained on.
+        model: in training.
+        judged: what is evaluated: the model, or its averaged weights.
+        optimizers: by name; one alone is called "".
+        annealing: what anneals each optimizer; empty for a run without.
+    """
+
+    def __init__(self, run: Run, dataset: data.Dataset | None = None):
+        self.run = run
+        self.dataset = dataset_of(run) if dataset is None else dataset
+        self.split = training_split(run, self.dataset)
+        if len(self.split) < run.batch_size:
+            raise ValueError(f"batch_size {run.batch_size} exceeds the {len(self.split)} training inputs")
+        self.model = self.judged = make_model(run, self.dataset)
+        self._make_optimizers()
+        steps = len(self.split) // run.batch_size
+        make_schedule = methods.named(methods.SCHEDULES, "schedule", run.schedule)
+        self._schedules = [
+            make_schedule(optimizer, run.epochs, steps, **dict(run.schedule.options))
+            for optimizer in self.optimizers.values()
+        ]
+        if run.gradient_noise:
+            controls.add_gradient_noise(self.optimizers.values(), run.gradient_noise, run.stream("noise in gradients"))
+        self._averaged = None
+        if run.averaging is not None:
+            average = methods.named(methods.AVERAGINGS, "averaging", run.averaging)
+            self._averaged = self.judged = average(self.model, **dict(run.averaging.options))
+        self._adversary = run.adversary and Adversary(run.adversary, self.dataset.train.x, run.stream("adversary"))
+        self.loss_of = TASKS[self.dataset.task].loss
+        if run.loss is not None:
+            self.loss_of = methods.named(methods.LOSSES, "loss", run.loss)(**dict(run.loss.options))
+
+    def _make_optimizers(self) -> None:
+        run, setup = self.run, methods.Setup(self.run, self.model, self.dataset)
+        self._method = methods.named(methods.OPTIMIZERS, "optimizer", run.optimizer)
+        chosen = [("filter", methods.FILTERS, run.filter), ("annealing", methods.ANNEALINGS, run.annealing)]
+        wrappers = [
+            (methods.named(registry, what, choice), dict(choice.options))
+            for what, registry, choice in chosen
+            if choice is not None
+        ]
+        arrangement: methods.Arrangement = {"": [{"params": list(self.model.named_parameters())}]}
+        for wrapper, _ in wrappers:
+            arrangement = wrapper.arrange(arrangement, setup)
+        self.optimizers: methods.Optimizers = {}
+        for name, groups in arrangement.items():
+            made = self._method.make(groups, setup, **dict(run.optimizer.options))
+            self.optimizers |= made if isinstance(made, dict) else {name: made}
+        self._wrappers = [(wrapper, wrapper.attach(self.optimizers, setup, **options)) for wrapper, options in wrappers]
+        self.annealing = self._wrappers[-1][1] if run.annealing is not None else {}
+
+    def epochs(self) -> Iterator[Batches]:
+        """For each epoch its batches."""
+        return epochs(self.run, self.split)
+
+    def train_epoch(
+        self, batches: Batches, after_step: Callable[[], None] = lambda: None
+    ) -> tuple[float, float] | None:
+        """Train on the batches and return their mean loss and mean gradient norm; None if a loss was not finite.
+
+        ``after_step`` is called after each step.
+        """
+        self.model.train()
+        self._method.set_mode(self.optimizers, "train")
+        params = list(self.model.parameters())
+        total_loss, total_norm = 0.0, 0.0
+        for x, y in batches:
+            if self._adversary is not None:
+                x = self._adversary.attack(self.model, x, y)
+            for p in params:
+                p.grad = None
+            batch = methods.Batch(self.model, x, y, self.loss_of)
+            loss = self._method.prepare(self.optimizers, batch)
+            if not math.isfinite(loss):
+                return None
+            total_loss += loss
+            total_norm += math.hypot(*(torch.linalg.vector_norm(p.grad).item() for p in params))
+            self._method.step(self.optimizers, batch, loss)
+            for schedule in self._schedules:
+                schedule.after_step()
+            if self._averaged is not None:
+                self._averaged.update_parameters(self.model)
+            after_step()
+        self._method.set_mode(self.optimizers, "eval")
+        return total_loss / len(batches), total_norm / len(batches)
+
+    def end_epoch(self, score: float) -> None:
+        """Tell the schedules the validation score, of which more is better."""
+        for schedule in self._schedules:
+            schedule.after_epoch(score)
+
+    def kernels(self) -> dict[str, Tensor]:
+        """The optimizer's kernels, or gains by frequency, by name; empty for one that has neither."""
+        return self._method.kernels(self.optimizers)
+
+    def curves(self) -> dict[str, float]:
+        """What optimizer and wrappers say of themselves after an epoch, by the names of ``records.CURVES``."""
+        told = self._method.curves(self.optimizers)
+        for wrapper, attached in self._wrappers:
+            told |= wrapper.curves(attached)
+        return told
+
+    def state_bytes(self) -> int:
+        """What optimizers, wrappers and averages keep from one step to the next, beside the network."""
+        kept = [each.state_dict()["state"] for each in self.optimizers.values()]
+        kept += [each.state_dict() for _, attached in self._wrappers for each in attached.values()]
+        tensors = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
+        tensors += self._averaged.parameters() if self._averaged is not None else []
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+def factors(run: Run) -> dict[str, list[float]]:
+    """Train ``run``, which is annealed; for each of its optimizers by what each of its steps was multiplied."""
+    trainer = Trainer(run)
+    seen: dict[str, list[float]] = {name: [] for name in trainer.optimizers}
+
+    def note() -> None:
+        for name, annealing in trainer.annealing.items():
+            seen[name].append(annealing.factor())
+
+    for batches in trainer.epochs():
+        trainer.train_epoch(batches, note)
+    return seen
+
+
+def state_bytes(run: Run) -> float:
+    """Bytes per parameter that the run keeps from one step to the next, beside the network, after two steps.
+
+    A momentum or a previous gradient in float32 is four. It is measured on the digits, whatever the run's data set:
+    those are always at hand.
+    """
+    trainer = Trainer(replace(run, dataset="digits", data=""))
+    trainer.train_epoch(next(trainer.epochs())[:2])
+    return trainer.state_bytes() / sum(p.numel() for p in trainer.model.parameters())

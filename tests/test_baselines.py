@@ -1,0 +1,71 @@
+"""The methods of others train in the study's loop as their authors mean them to."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from convopt.lab import experiments, training
+from convopt.lab.methods import Setup, baselines
+
+
+@pytest.mark.parametrize("label", [label for label in experiments.SPACES if not label.endswith("+ SNRAnnealing")])
+def test_every_method_learns_the_digits_and_can_be_annealed(label):
+    recipe = max(experiments.trials(label), key=lambda trial: dict(trial.optimizer.options)["lr"] < 0.02)
+    setting = dataclasses.replace(experiments.STRESS, label_noise=0.0)
+    if recipe.annealing is None and not label.startswith("Wiener"):  # those anneal themselves
+        recipe = experiments.annealed(recipe)
+    record = training.train(setting.run(recipe, "digits", 3, 0))
+    assert record.status == "finished"
+    assert record.curves["train_loss"][-1] < record.curves["train_loss"][0]
+    assert record.final > 0.3
+
+
+@pytest.mark.parametrize("label", experiments.SPACES)
+def test_trials_are_the_same_every_time_and_spread_over_the_rates(label):
+    trials = experiments.trials(label)
+    assert trials == experiments.trials(label)
+    assert len(set(trials)) == experiments.TRIALS
+    low, high = experiments.SPACES[label].rates
+    rates = torch.tensor([dict(trial.optimizer.options)["lr"] for trial in trials]).sort().values
+    assert rates[0] >= low * 0.99
+    assert rates[-1] <= high * 1.01
+    third = (high / low) ** (1 / 3)
+    assert rates[0] < low * third
+    assert rates[-1] > high / third
+
+
+@pytest.mark.parametrize("label", experiments.SPACES)
+def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_alone(label):
+    place, _ = experiments.chosen("11-rivals-tuning", label)
+    best = experiments.trials(label)[place]
+    rate = dict(best.optimizer.options)["lr"]
+    for factor, trial in zip(experiments.LOWER_RATES, experiments.lower_trials(label), strict=True):
+        lower = dict(trial.optimizer.options)["lr"]
+        assert lower == pytest.approx(factor * rate, rel=0.05)
+        assert experiments.with_options(trial, lr=rate) == best
+
+
+def test_muon_gets_the_hidden_matrices_and_adamw_the_rest():
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    groups = [{"params": list(model.named_parameters())}]
+    together = baselines.muon(groups, Setup(None, model, None), lr=0.01)
+    held = {name: [p for group in each.param_groups for p in group["params"]] for name, each in together.items()}
+    assert [tuple(p.shape) for p in held["matrices"]] == [(6, 8), (6, 6)]
+    assert len(held["rest"]) == 4
+
+
+def test_pflug_s_test_halves_the_rate_where_gradients_bounce_and_only_there():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    test = baselines.PflugTest(optimizer, burn_in=4)
+    for _ in range(20):
+        p.grad = torch.ones(3)
+        optimizer.step()
+    assert test.factor() == 1
+    for step in range(60):
+        p.grad = torch.full((3,), (-1.0) ** step)
+        optimizer.step()
+    assert 0 < test.factor() < 1
+    assert optimizer.param_groups[0]["lr"] == test.factor()
