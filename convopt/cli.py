@@ -2,9 +2,7 @@
 
 import argparse
 import math
-import os
 import re
-import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import convopt
+from convopt.lab import streams
 from convopt.lab.names import did_you_mean, quoted
 
 
@@ -69,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         as with ``convopt report ... | head``. Where standard output is closed from the start, the command does its work
         and prints to nowhere.
     """
-    _replace_closed_streams()
+    streams.replace_closed()
     try:
         try:
             status = _parse_and_run(arguments)
@@ -77,9 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         return status
     except BrokenPipeError as error:
-        return 141 if _silence_broken_streams() else _complain(str(error), 1)
+        return 141 if streams.silence_broken() else _complain(str(error), 1)
     except OSError as error:
-        _silence([sys.stdout.fileno()])
+        streams.silence([sys.stdout.fileno()])
         return _complain(f"cannot write to standard output: {error.strerror or error}", 1)
 
 
@@ -107,44 +106,31 @@ def _complain(message: str, status: int) -> int:
     return status
 
 
-def _replace_closed_streams() -> None:
-    """Let standard streams that were closed lead nowhere: no file opened later, a record say, may take their place."""
-    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open until the end
-
-
-def _silence_broken_streams() -> bool:
-    """Let streams that nobody reads lead nowhere, for what Python flushes at its exit. Whether there were any."""
-    broken = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_broken(stream.fileno())]
-    _silence(broken)
-    return bool(broken)
-
-
-def _silence(numbers: list[int]) -> None:
-    """Let the files with these numbers lead nowhere."""
-    for number in numbers:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-
-
-def _is_broken(number: int) -> bool:
-    """Whether the file with this number is a pipe that nobody reads."""
-    if not hasattr(select, "poll"):
-        return True
-    poll = select.poll()
-    poll.register(number, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+_Commands = Any  # what argparse returns from add_subparsers has no public name
 
 
 def _make_parser() -> _Parser:
     parser = _Parser(prog="convopt", description=convopt.__doc__)
     parser.add_argument("--version", action="version", version=f"convopt {convopt.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    for add in (
+        _add_run,
+        _add_report,
+        _add_try,
+        _add_list,
+        _add_records,
+        _add_publish,
+        _add_choose,
+        _add_verify,
+        _add_reproduce,
+        _add_bench,
+        _add_notebooks,
+    ):
+        add(commands)
+    return parser
 
+
+def _add_run(commands: _Commands) -> None:
     run = commands.add_parser("run", help="train what an experiment lacks and print its table")
     _add_experiment(run)
     _add_setting(run)
@@ -154,6 +140,8 @@ def _make_parser() -> _Parser:
     _add_retry(run)
     run.set_defaults(command="run_experiments")
 
+
+def _add_report(commands: _Commands) -> None:
     report = commands.add_parser(
         "report", help="print the table that an experiment's page shows, or that `run` would print, from records"
     )
@@ -162,6 +150,8 @@ def _make_parser() -> _Parser:
     _add_store(report)
     report.set_defaults(command="report_experiments")
 
+
+def _add_try(commands: _Commands) -> None:
     trying = commands.add_parser(
         "try", help="does anything here help on your own data? Looks, tunes, compares and answers, within a budget"
     )
@@ -174,6 +164,8 @@ def _make_parser() -> _Parser:
     trying.add_argument("--jobs", type=_positive, metavar="N", help="worker processes; default: one per core")
     trying.set_defaults(command="try_on_data")
 
+
+def _add_list(commands: _Commands) -> None:
     listing = commands.add_parser("list", help="list the pages, their experiments and how many runs have records")
     _add_dataset(listing)
     listing.set_defaults(dataset="mnist")
@@ -181,6 +173,8 @@ def _make_parser() -> _Parser:
     _add_store(listing)
     listing.set_defaults(command="list_pages")
 
+
+def _add_records(commands: _Commands) -> None:
     records = commands.add_parser("records", help="look after records")
     check = records.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser).add_parser(
         "check", help="list records that are corrupt, orphaned, of other data or of an unknown configuration"
@@ -188,15 +182,21 @@ def _make_parser() -> _Parser:
     _add_store(check)
     check.set_defaults(command="check_records")
 
+
+def _add_publish(commands: _Commands) -> None:
     publish = commands.add_parser("publish", help="write the table of published runs from a store")
     publish.add_argument("--store", type=_text, metavar="DIR", default="runs", help="default: runs")
     publish.set_defaults(command="publish_records")
 
+
+def _add_choose(commands: _Commands) -> None:
     choose = commands.add_parser("choose", help="write what a search chose, by its records, where experiments read it")
     choose.add_argument("search", metavar="SEARCH", help="for example 11-rivals-tuning")
     _add_store(choose)
     choose.set_defaults(command="choose_settings")
 
+
+def _add_verify(commands: _Commands) -> None:
     verify = commands.add_parser("verify", help="train some published runs again and compare")
     verify.add_argument("--sample", type=_positive, metavar="N", required=True, help="how many, drawn at random")
     verify.add_argument("--experiment", metavar="EXPERIMENT", help="draw from its runs only, or from a page's")
@@ -208,6 +208,8 @@ def _make_parser() -> _Parser:
     _add_workers(verify, jobs=None)
     verify.set_defaults(command="verify_records")
 
+
+def _add_reproduce(commands: _Commands) -> None:
     reproduce = commands.add_parser("reproduce", help="train all published runs anew and print the differences")
     reproduce.add_argument(
         "--experiment",
@@ -227,12 +229,16 @@ def _make_parser() -> _Parser:
     _add_retry(reproduce)
     reproduce.set_defaults(command="reproduce_records")
 
+
+def _add_bench(commands: _Commands) -> None:
     bench = commands.add_parser("bench", help="measure what a step of each optimizer costs on this machine")
     bench.add_argument("--quick", action="store_true", help="SimpleNet on one thread alone: half a minute")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--publish", action="store_true", help="keep it as the measurement that the book shows")
     bench.set_defaults(command="measure_costs")
 
+
+def _add_notebooks(commands: _Commands) -> None:
     notebooks = commands.add_parser("notebooks", help="execute notebooks with papermill")
     notebooks.add_argument("names", nargs="*", metavar="NAME", help="for example 06-stress-test; default: all")
     notebooks.add_argument("--profile", choices=("published", "quick"), default="published", help="default: published")
@@ -256,7 +262,6 @@ def _make_parser() -> _Parser:
     notebooks.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="per cell; default: 7200")
     _add_workers(notebooks, jobs=1)
     notebooks.set_defaults(command="execute_notebooks")
-    return parser
 
 
 def _add_experiment(parser: argparse.ArgumentParser) -> None:
