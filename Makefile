@@ -11,6 +11,7 @@ READY := $(VENV)/.ready
 TESTED := $(VENV)/.tested
 
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+LIVE := book/executed/records
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
 RECORDS := $(wildcard book/records/*)
@@ -60,8 +61,13 @@ $(HTML): $(EXECUTED) $(PAGES) $(RECORDS) $(MATHJAX)
 	find $(@D) -name '*.map' -delete  # of the theme's scripts, for its developers
 	touch $@
 
-book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY)
-	$(BIN)/convopt notebooks $* --profile $(PROFILE) --output book/executed
+book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY) | $(LIVE)
+	$(BIN)/convopt notebooks $* --profile $(PROFILE) $(if $(filter quick,$(PROFILE)),--store $(LIVE)) --output book/executed
+
+# What the notebooks of a quick build share. It is live: when the package changes, it goes.
+$(LIVE): $(PACKAGE) book/executed/.profile
+	rm -rf $@
+	mkdir -p $@
 
 # Changes only when the profile does, so that switching it executes the notebooks again.
 book/executed/.profile: FORCE

@@ -259,6 +259,12 @@ def _add_notebooks(commands: _Commands) -> None:
         metavar="DIR",
         help="default: executed",
     )
+    notebooks.add_argument(
+        "--store",
+        type=_text,
+        metavar="DIR",
+        help="folder of records; default: the notebooks' own, with quick a new one",
+    )
     notebooks.add_argument("--timeout", type=_positive, default=7200, metavar="SECONDS", help="per cell; default: 7200")
     _add_workers(notebooks, jobs=1)
     notebooks.set_defaults(command="execute_notebooks")

@@ -98,6 +98,18 @@ def test_parameters_and_profile_reach_the_notebook_and_folders_are_made(project)
     assert "seeds=3 dataset='digits'" in printed(done)
 
 
+@pytest.mark.parametrize("name", ["", "mine"])
+def test_notebooks_of_a_quick_execution_share_a_new_store_or_the_one_that_is_given(project, name):
+    for stem in ("03-first", "04-second"):
+        path = project / "notebooks" / f"{stem}.ipynb"
+        write(path, "print(store)", parameters="seeds: int = 1\nstore: str = ''")
+    given = str(project / name) if name else None
+    names = ["03-first", "04-second"]
+    done = notebooks.execute_all(names, {}, "quick", project / "executed", timeout=60, store=given)
+    (told,) = {printed(path).strip() for path in done}
+    assert told == given if given else "convopt-quick-" in told
+
+
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_several_values_make_a_grid_of_named_outputs(project, jobs):
     output = project / "executed"

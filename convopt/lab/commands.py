@@ -283,5 +283,7 @@ def execute_notebooks(options: argparse.Namespace) -> int:
     for name, value in options.parameter:
         given.setdefault(name, []).append(value)
     output = options.output.resolve()
-    notebooks.execute_all(names, given, options.profile, output, options.timeout, options.jobs, options.scheduler)
+    notebooks.execute_all(
+        names, given, options.profile, output, options.timeout, options.jobs, options.scheduler, options.store
+    )
     return 0

@@ -84,6 +84,7 @@ def execute_all(
     timeout: int,
     jobs: int = 1,
     scheduler: str | None = None,
+    store: str | None = None,
 ) -> list[Path]:
     """Execute notebooks; the executed ones, ``output/<name>.ipynb``.
 
@@ -97,6 +98,8 @@ def execute_all(
         jobs: how many are executed side by side, each in a process of its own.
         scheduler: address of a running Dask scheduler whose workers execute them instead. They need the project's
             folder and ``output`` under the same paths.
+        store: folder of records for those that have the parameter; None takes their defaults or, with the profile
+            "quick", a new one that they share.
 
     Raises:
         ValueError: an unknown notebook, parameter or value, or nothing can be written into ``output``. Nothing has been
@@ -114,7 +117,8 @@ def execute_all(
         require_known("parameter", parameter, known)
     errors = []
     with tempfile.TemporaryDirectory(prefix="convopt-quick-") as new_store:
-        fixed = {**PROFILES[profile], **({"store": new_store} if profile == "quick" else {})}
+        store = store or (new_store if profile == "quick" else None)
+        fixed = PROFILES[profile] if store is None else {**PROFILES[profile], "store": store}
         executions = [
             Execution(path, output / f"{'.'.join([path.stem, *marks])}.ipynb", parameters, timeout)
             for path, of_it in declared.items()
