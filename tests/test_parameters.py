@@ -100,6 +100,9 @@ def test_every_text_has_what_it_may_say(name, value, said):
         ("06-stress-test", {"epochs": 0}, "epochs must be an integer of at least 1, got 0"),
         ("08-kernel-evolution", {"seeds": 0}, "seeds must be an integer from 1 to 10000, got 0"),
         ("13-cost", {"seconds": -1.0}, "seconds must be a finite number of at least 0, got -1.0"),
+        ("14-your-data", {"data": "brest-cancer"}, 'got "brest-cancer"; did you mean breast-cancer?'),
+        ("14-your-data", {"model": "SimpelNet"}, 'got "SimpelNet"; did you mean SimpleNet?'),
+        ("14-your-data", {"budget_minutes": 0}, "budget_minutes must be a number of minutes from 0.1 to 10000, got 0"),
     ],
 )
 def test_papermill_alone_stops_at_the_first_cell_that_uses_it(notebook, parameters, said, tmp_path):
