@@ -337,12 +337,15 @@ def _positive(text: str) -> int:
 
 
 def _minutes(text: str) -> float:
+    from convopt.lab.parameters import NUMBERS
+
+    values = NUMBERS["budget_minutes"]
     try:
         minutes = float(text)
     except ValueError:
         minutes = math.nan
-    if not 0.5 <= minutes <= 10_000:
-        raise argparse.ArgumentTypeError(f"expected a number of minutes from 0.5 to 10000, got {quoted(text)}")
+    if not values.hold(minutes):
+        raise argparse.ArgumentTypeError(f"expected {values.expected}, got {quoted(text)}")
     return minutes
 
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 import pytest
 import torch
@@ -116,3 +117,17 @@ def test_the_readers_own_function_makes_a_network():
 def test_a_name_that_makes_no_network_is_refused(name, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         networks.make(name, (4,), 2)
+
+
+def test_a_module_in_the_current_folder_is_found_and_told_of_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    (tmp_path / "of_this_folder.py").write_text(
+        "import torch\nmake = lambda shape, outputs: torch.nn.Linear(4, outputs)"
+    )
+    (tmp_path / "that_is_broken.py").write_text("def make(:")
+    assert networks.make("of_this_folder:make", (4,), 2).out_features == 2
+    assert sys.path[-1] == str(tmp_path)  # no module that is installed is hidden
+    with pytest.raises(ValueError, match=r"that_is_broken:make. cannot be imported: SyntaxError: .*") as error:
+        networks.require_network("that_is_broken:make")
+    assert "\n" not in str(error.value)

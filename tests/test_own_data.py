@@ -55,6 +55,8 @@ def images(folder: Path) -> str:
     return str(folder / "pets")
 
 
+NAMES = "\n".join(["name,size,y", *(f"somebody {i},{i % 7},{i % 2}" for i in range(30))]).encode()
+
 KINDS = {
     "colour images": (lambda folder: of_inputs(folder, 3, 32, 32), "image", "classification"),
     "series": (lambda folder: of_inputs(folder, 1, 46), "series", "classification"),
@@ -142,6 +144,9 @@ def test_a_grid_tells_that_rows_are_flattened_fields(tmp_path):
         ({"y_train": np.full(60, 2.5), "y_test": np.zeros(20)}, "y_train has the same value 2.5 in all rows"),
         ({"grid": np.array([4, 4])}, "grid must be one or two lengths"),
         ({"y_train_noisy": np.zeros(3, int)}, "y_train_noisy must have a label for each"),
+        ({"x_train": np.ones((60, 6))}, "x_train is the same in all rows: there is nothing to learn from"),
+        ({"x_train": GOOD["x_train"][:9], "y_train": GOOD["y_train"][:9]}, "needs at least 20 training rows"),
+        ({"y_train": np.array([0, None] * 30, dtype=object)}, "cannot be read as .npz without pickled objects"),
         ({"x_train": np.zeros((60, 0)), "x_test": np.zeros((20, 0))}, "x_train and y_train must have as many rows"),
         (
             {"x_train": np.zeros((60, 1, 2, 3, 4)), "x_test": np.zeros((20, 1, 2, 3, 4))},
@@ -162,8 +167,11 @@ def test_an_npz_that_is_not_as_it_should_be_is_refused_by_file_and_array(changed
     [
         ("a.npz", b"not a zip", "cannot be read as .npz"),
         ("a.csv", b"", "cannot be read as a table"),
-        ("a.csv", b"x,y\n1,2\n3,4\n", "--target must name the column"),
-        ("a.csv::z", b"x,y\n1,2\n3,4\n", 'has no column "z"'),
+        ("a.csv", b"x,y\n1,2\n3,4\n", "target must name the column to predict; there are x, y"),
+        ("a.csv::z", b"x,y\n1,2\n3,4\n", 'has no column "z"; there are x, y'),
+        ("a.csv::y", b"x,y\n" + 19 * b"1,2\n", "needs at least 20 rows, some are kept for validation; got 19"),
+        ("a.csv::y", NAMES, 'column "name" holds 30 different texts in 30 rows: leave it out'),
+        ("a.txt::y", b"short", 'target must be left out, only tables have columns, got "y"'),
         ("a.csv::y", b"x,y\n1,2\n,4\n", 'column "x" has missing values'),
         ("a.csv::y", b"y\n1\n2\n", 'columns beside "y"'),
         ("a.parquet::y", b"PAR1", "cannot be read as a table"),

@@ -24,9 +24,11 @@ def test_a_page_whose_parameters_the_quick_version_leaves_alone_has_one_command(
 
 def test_the_executed_notebook_can_be_downloaded_and_of_a_page_with_records_their_table():
     run = experiments.STRESS.run(experiments.SGD, "digits", epochs=1, seed=0)
-    without, with_records = (
-        provenance.page("06-stress-test", PARAMETERS, records).data for records in ([], [training.train(run)])
+    without, with_records, with_own = (
+        provenance.page("06-stress-test", PARAMETERS, *records).data
+        for records in ([], [[training.train(run)]], [[training.train(run)], False])
     )
-    assert all("_sources/executed/06-stress-test.ipynb" in page for page in (without, with_records))
+    assert all("_sources/executed/06-stress-test.ipynb" in page for page in (without, with_records, with_own))
     assert "published.parquet" in with_records
-    assert "published.parquet" not in without
+    assert "published.parquet" not in without + with_own
+    assert "1 records are of digits" in with_own

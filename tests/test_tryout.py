@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_digits
 
-from convopt.lab import data
+from convopt.lab import data, figures
 from convopt.lab.records import Record
 from convopt.lab.tryout import answer, look, plan
+from convopt.lab.tryout.question import Question
 
 
 @pytest.fixture
@@ -108,12 +110,106 @@ def test_it_recommends_only_what_is_better_than_the_best_baseline_beyond_doubt(p
     assert answer.paragraph(replace(found, interrupted=True)).startswith("You stopped it")
 
 
+def test_with_too_few_seeds_for_any_difference_it_says_that_nothing_can_be_decided(planned):
+    finals = {"SGD": [0.7] * 5, "AdamW, cosine": [0.9] * 5, "WienerSGD": list(0.95 + NOISE[:5])}
+    few, many = outcome(planned, finals), outcome(planned, {label: 2 * values for label, values in finals.items()})
+    assert answer.paragraph(few).startswith("Nothing can be decided")
+    assert answer.paragraph(many).startswith("WienerSGD helps here")
+
+
+def test_what_beats_the_chosen_baseline_but_not_the_reference_is_told_and_not_recommended(planned):
+    found = outcome(planned, {"SGD": list(0.7 + NOISE), "AdamW, cosine": [0.9] * 10, "WienerSGD": list(0.8 + NOISE)})
+    for record in found.compared["SGD"]:
+        record.curves["validation_accuracy"] = [1.0]
+    assert (found.baseline, found.better(), found.recommended()) == ("SGD", ["WienerSGD"], None)
+    assert "WienerSGD is better than SGD" in answer.paragraph(found)
+    assert "but worse than AdamW, cosine" in answer.paragraph(found)
+
+
+@pytest.mark.parametrize("trained", [[], ["WienerSGD"], ["SGD"], ["SGD", "AdamW, cosine", "WienerSGD"]])
+def test_where_nothing_was_compared_all_of_the_answer_says_so(planned, trained):
+    found = replace(outcome(planned, {label: [0.9] for label in trained}), compared={})
+    told = answer.paragraph(found)
+    assert told.startswith("Nothing was compared")
+    assert answer.snippet(found).startswith("# Nothing was compared")
+    assert answer.table(found).text()["method"].tolist() == list(planned.methods)
+    assert told in answer.page(found, ["digits"], figures.to_html(figures.tried(found), told).data)
+
+
+def test_differences_are_told_with_digits_that_show_them(planned):
+    found = outcome(planned, {"SGD": list(0.007 + NOISE / 100), "AdamW, cosine": list(0.009 + NOISE / 100)})
+    for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
+        for split in ("test", "validation"):
+            record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
+    assert answer.table(found).text()["test RMSE"].iloc[0].startswith("0.007000 [")
+
+
 def test_of_a_regression_less_is_better(planned):
     found = outcome(planned, {"SGD": list(0.7 + NOISE), "AdamW, cosine": list(0.9 + NOISE)})
     for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
         for split in ("test", "validation"):
             record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
     assert found.baseline == "SGD"
+
+
+def test_a_question_looks_and_plans_within_its_budget_before_it_is_answered(noisy_digits, tmp_path):
+    question = Question(noisy_digits, budget_minutes=0.5, store=str(tmp_path / "runs"), jobs=1)
+    assert question.network == "SimpleNet"
+    assert 0 < question.plan.seconds <= 30
+    spent, seen = question._spent, question.seen
+    assert question._spent > spent
+    assert question.seen is seen
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_a_store_records_last_as_long_as_the_question():
+    question = Question("diabetes", budget_minutes=0.1)
+    folder = question._store.folder
+    question.answer()
+    assert list(folder.glob("*.json"))
+    del question
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"data": "breast-cancr"}, 'data must be one of .* got "breast-cancr"; did you mean breast-cancer?'),
+        ({"data": ""}, 'data must be one of .* got ""'),
+        ({"data": "x" * 5000}, "data must be one of"),
+        ({"target": "price"}, "target must be left out for diabetes"),
+        ({"target": 3}, "target must be the name of a table's column, or empty, got 3"),
+        ({"model": "TabularNte"}, "did you mean TabularNet?"),
+        ({"model": "ConvNet"}, "model must take features, .* got ConvNet"),
+        ({"model": "test_tryout:too_narrow"}, r"must return outputs of shape \(2, 1\) .* got shape \(2, 3\)"),
+        ({"model": "test_tryout:too_wide"}, r"fails on inputs of shape \(2, 10\): RuntimeError: mat1 and mat2"),
+        ({"model": "test_tryout:nothing_to_train"}, "has no parameters to train"),
+        ({"model": "test_tryout:no_function"}, "fails when called with the shape .* TypeError"),
+        ({"budget_minutes": 0}, "budget_minutes must be a number of minutes from 0.1 to 10000, got 0"),
+        ({"jobs": -1}, "jobs must be an integer of at least 1, or 0 for the default"),
+        ({"store": __file__}, "store must be a folder"),
+    ],
+)
+def test_what_a_question_refuses_it_refuses_by_name_when_it_is_made(changed, said):
+    with pytest.raises(ValueError, match=said) as error:
+        Question(**{"data": "diabetes", **changed})
+    assert "\n" not in str(error.value)
+
+
+def too_narrow(shape, outputs):
+    return torch.nn.Linear(shape[0], 3)
+
+
+def too_wide(shape, outputs):
+    return torch.nn.Linear(shape[0] + 1, outputs)
+
+
+def nothing_to_train(shape, outputs):
+    return torch.nn.Linear(shape[0], outputs).requires_grad_(False)
+
+
+def no_function():
+    pass
 
 
 def convopt(*arguments: str) -> subprocess.CompletedProcess:
@@ -124,7 +220,7 @@ def convopt(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nothing.npz"], "dataset must be one of"),
+        (["nothing.npz"], "data must be one of"),
         (["breast-cancer", "--target", "y"], "target must be left out"),
         (["digits", "--budget-minutes", "0"], "expected a number of minutes"),
         (["digits", "--model", "SimpelNet"], "did you mean SimpleNet?"),

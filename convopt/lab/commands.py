@@ -54,31 +54,21 @@ def report_experiments(options: argparse.Namespace) -> int:
 
 def try_on_data(options: argparse.Namespace) -> int:
     """Answer whether anything here helps on one's own data; 130 where that was interrupted."""
-    import time
+    from convopt.lab.tryout.question import Question
 
-    from convopt.lab import cluster, figures
-    from convopt.lab.tryout import answer, look, plan, run
-
-    begun = time.monotonic()
-    name = data.full_name(options.data, options.target)
     if options.report is not None:
         _require_new_file("report", Path(options.report))
-    store = records.Store(options.store or workspace.RUNS)
-    require_writable("store", store.folder)
-    dataset = data.load(name)
-    seen = look.described(dataset)
-    print("\n".join(seen), flush=True)
-    jobs, budget = options.jobs or cluster.available_cores(), 60 * options.budget_minutes
-    planned = plan.make_plan(name, options.model or look.fitting_network(dataset), budget, jobs)
-    print(f"{planned}\n", flush=True)
-    outcome = run.carry_out(planned, store, budget, jobs, begun)
-    print(f"{answer.paragraph(outcome)}\n")
-    if outcome.chosen:
-        print(f"{answer.table(outcome)}\n\n{answer.snippet(outcome)}")
-    if options.report is not None and outcome.chosen:
-        drawn = figures.to_html(figures.tried(outcome), answer.paragraph(outcome))
-        records.write_atomically(Path(options.report), answer.page(outcome, seen, drawn.data).encode())
-    return 130 if outcome.interrupted else 0
+    store = options.store or str(workspace.RUNS)
+    question = Question(
+        options.data, options.target or "", options.model or "", options.budget_minutes, store, options.jobs or 0
+    )
+    print("\n".join(question.seen), flush=True)
+    print(f"{question.plan}\n", flush=True)
+    answer = question.answer()
+    print(f"{answer.paragraph}\n\n{answer.table}\n\n{answer.snippet}")
+    if options.report is not None:
+        records.write_atomically(Path(options.report), answer.page().encode())
+    return 130 if answer.outcome.interrupted else 0
 
 
 def _require_new_file(what: str, path: Path) -> None:

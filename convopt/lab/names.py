@@ -24,3 +24,9 @@ def did_you_mean(value: Any, known: Collection[str]) -> str:
 def quoted(value: Any) -> str:
     """A value as messages show it, on one line: text in double quotes."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says."""
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -5,6 +5,8 @@ Networks of tokens take ``(batch, T)`` and return ``(batch, T, vocabulary)``.
 
 import importlib
 import math
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convopt.lab.data.dataset import Kind
-from convopt.lab.names import did_you_mean, quoted
+from convopt.lab.names import did_you_mean, in_a_line, quoted
 from convopt.lab.vision import torchvision
 
 
@@ -232,23 +234,42 @@ def make(name: str, shape: tuple[int, ...], outputs: int, **options: Any) -> nn.
     """The network called ``name``, or of the reader's own function ``package.module:function``.
 
     That is called with the shape, the number of outputs and the options, as those of :data:`NETWORKS` are. ValueError
-    for an unknown name, a function that cannot be imported, or one that returns no module.
+    for an unknown name, a function that cannot be imported or fails, or one that returns no module.
     """
     if name in NETWORKS:
         return NETWORKS[name].make(shape, outputs, **options)
-    module, _, function = name.partition(":")
+    function = _imported(name)
+    try:
+        made = function(shape, outputs, **options)
+    except Exception as error:  # of any kind: the function is the reader's
+        raise ValueError(
+            f"model {quoted(name)} fails when called with the shape {shape} and {outputs} outputs: {in_a_line(error)}"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model {quoted(name)} must return a torch.nn.Module, got {type(made).__name__}")
+    return made
+
+
+def require_network(name: object) -> None:
+    """ValueError unless ``name`` is that of a network, or of a function that can be imported."""
+    if name not in NETWORKS:
+        _imported(name)
+
+
+def _imported(name: object) -> Callable[..., Any]:
+    """The function ``package.module:function``. Modules in the current folder are found, too, after all others."""
+    module, _, function = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not function:
         raise ValueError(
             f"model must be one of {', '.join(NETWORKS)}, or package.module:function, got {quoted(name)}"
             f"{did_you_mean(name, NETWORKS)}"
         )
+    if os.getcwd() not in sys.path:  # a program's path begins with the program's own folder
+        sys.path.append(os.getcwd())
     try:
-        made = getattr(importlib.import_module(module), function)(shape, outputs, **options)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model {quoted(name)} cannot be imported: {error}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"model {quoted(name)} must return a torch.nn.Module, got {type(made).__name__}")
-    return made
+        return getattr(importlib.import_module(module), function)
+    except Exception as error:  # of any kind: importing executes the reader's module
+        raise ValueError(f"model {quoted(name)} cannot be imported: {in_a_line(error)}") from error
 
 
 def fitting(name: str, kind: Kind) -> str:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from convopt.lab.data import require_dataset
 from convopt.lab.folders import require_folder
 from convopt.lab.names import quoted
+from convopt.lab.networks import require_network
 
 MOST_SEEDS = 10_000
 """Runs are made before the first is trained: with far more seeds they would fill the memory."""
@@ -46,8 +48,9 @@ NUMBERS = {
     ),
     "label_noise": Values("a number from 0 to 1", lambda value: 0 <= value <= 1),
     "seconds": Values("a finite number of at least 0", lambda value: 0 <= value < math.inf),
+    "budget_minutes": Values("a number of minutes from 0.1 to 10000", lambda value: 0.1 <= value <= 10_000),
 }
-"""By parameter. Parameters that are no numbers: ``dataset`` and ``store``."""
+"""By parameter. ``TEXTS`` has those that are no numbers."""
 
 
 def check_parameters(or_zero: Collection[str] = (), /, **values: Any) -> None:
@@ -58,10 +61,8 @@ def check_parameters(or_zero: Collection[str] = (), /, **values: Any) -> None:
         values: by the parameters' names.
     """
     for name, value in values.items():
-        if name == "dataset":
-            require_dataset(value)
-        elif name == "store":
-            _check_store(value)
+        if name in TEXTS:
+            TEXTS[name](value)
         elif name in NUMBERS:
             _check_number(name, value, name in or_zero)
 
@@ -71,6 +72,26 @@ def _check_store(value: Any) -> None:
         raise ValueError(f"store must be the path of a folder, got {quoted(value)}")
     if value:
         require_folder("store", Path(value))
+
+
+def _check_target(value: Any) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"target must be the name of a table's column, or empty, got {quoted(value)}")
+
+
+def _check_model(value: Any) -> None:
+    if value != "":
+        require_network(value)
+
+
+TEXTS: dict[str, Callable[[Any], None]] = {
+    "dataset": require_dataset,
+    "data": partial(require_dataset, called="data"),
+    "target": _check_target,
+    "model": _check_model,
+    "store": _check_store,
+}
+"""What refuses the wrong values of a parameter that is no number."""
 
 
 def _check_number(name: str, value: Any, or_zero: bool) -> None:

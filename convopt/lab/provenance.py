@@ -63,13 +63,16 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" = ()) -> Markdown:
+def page(
+    notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" = (), published: bool = True
+) -> Markdown:
     """How a page came about, how to make it again and what of it can be downloaded, for its last cell.
 
     Args:
         notebook: the notebook's stem.
         parameters: the values this execution had.
         records: those the page shows.
+        published: whether such records can be downloaded; those that were made with the page cannot.
     """
     here = _environment()
     lines = [
@@ -87,6 +90,7 @@ def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" 
             f"{', '.join(f'`{commit}`' for commit in sources['commit'])} with torch {', '.join(sources['torch'])} "
             f"on {', '.join(sources['processor'])}."
         )
+    if records and published:
         table = '<a href="../published.parquet" download>all published records</a>'
         downloads.append(f"{table}, and below each table its numbers")
     lines.append(f"To download: {', '.join(downloads)}.")
@@ -99,7 +103,7 @@ def page(notebook: str, parameters: dict[str, Any], records: "Iterable[Record]" 
     quick = {name: value for name, value in PROFILES["quick"].items() if name in parameters}
     if quick:
         again += f"""
-In minutes, on the embedded digits:
+{"In minutes, on the embedded digits:" if "dataset" in quick else "The quick version:"}
 
 ```bash
 {papermill_command(notebook, quick)}

@@ -27,15 +27,17 @@ class Table:
         name: of the CSV file, without its ending.
         signed: whether means and ends are written with their sign, as differences are.
         index: how many of the leading columns make up the index where the table is shown.
+        decimals: of intervals under headings that are not in percent.
     """
 
     frame: pd.DataFrame
     name: str
     signed: bool = False
     index: int = 1
+    decimals: int = 2
 
     def text(self) -> pd.DataFrame:
-        """The table as strings: "mean [low, high]", with one decimal under headings in percent and two elsewhere."""
+        """The table as strings: "mean [low, high]", with one decimal under headings in percent."""
         told = {name: [self._cell(name, value) for value in self.frame[name]] for name in self.frame}
         return pd.DataFrame(told)
 
@@ -65,7 +67,7 @@ class Table:
     def _cell(self, column: str, value: Any) -> str:
         in_percent = "(%)" in column
         if isinstance(value, Interval):
-            return format_interval(value, 1 if in_percent else 2, self.signed)
+            return format_interval(value, 1 if in_percent else self.decimals, self.signed)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
         if isinstance(value, float):

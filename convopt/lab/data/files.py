@@ -26,6 +26,12 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "x_validation", "y_validatio
 MOST_CLASSES = 1000
 """Integers of more different values are numbers to regress on, not classes."""
 
+MOST_TEXTS = 20
+"""In a column of a table with few rows: more are names or dates, which have no place in a network as they are."""
+
+FEWEST_ROWS = 20
+"""That a file must have where some of its rows are kept for validation."""
+
 CONTEXT = 32
 """Tokens of one input of a text."""
 
@@ -44,7 +50,7 @@ def load(name: str) -> Dataset:
 
     ValueError in one sentence that names the file and the array or column.
     """
-    path, _, column = name.partition("::")
+    path, mark, column = name.partition("::")
     readers: dict[str, Callable[[Path, str], Dataset]] = {
         ".npz": _npz,
         ".csv": _table,
@@ -55,11 +61,14 @@ def load(name: str) -> Dataset:
     reader = _folder if Path(path).is_dir() else readers.get(suffix)
     if reader is None:
         raise ValueError(f"{path}: expected a file ending in {', '.join(readers)}, or a folder of images")
+    if mark and reader is not _table:
+        raise ValueError(f"{path}: target must be left out, only tables have columns, got {quoted(column)}")
     return reader(Path(path), column)
 
 
 def of_table(name: str, x: Array, y: Array, note: str = "") -> Dataset:
     """Rows, ``(n, features)``, with their targets, split at random."""
+    _require_enough(name, len(y), "rows")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(y))
     n_test, n_validation = round(TEST * len(y)), round(VALIDATION * len(y))
     parts = np.split(order, [len(y) - n_test - n_validation, len(y) - n_test])
@@ -91,8 +100,14 @@ def _npz(path: Path, _: str) -> Dataset:
         )
     if "x_validation" in arrays and "y_validation" in arrays:
         return _of_arrays(str(path), arrays, found, "", "")
+    _require_enough(path, len(arrays["y_train"]), "training rows")
     arrays, split = _with_validation(arrays)
     return _of_arrays(str(path), arrays, found, "", split)
+
+
+def _require_enough(where: object, rows: int, called: str) -> None:
+    if rows < FEWEST_ROWS:
+        raise ValueError(f"{where}: needs at least {FEWEST_ROWS} {called}, some are kept for validation; got {rows}")
 
 
 def _with_validation(arrays: dict[str, Array]) -> tuple[dict[str, Array], str]:
@@ -203,6 +218,8 @@ def _inputs(name: str, arrays: dict[str, Array]) -> tuple[Kind, dict[str, Tensor
             f"{name}: x_train must be (n, features), (n, channels, steps) or (n, channels, height, width), got "
             f"{parts['train'].shape}"
         )
+    if (parts["train"] == parts["train"][:1]).all():
+        raise ValueError(f"{name}: x_train is the same in all rows: there is nothing to learn from")
     tensors = {part: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)) for part, values in parts.items()}
     train, others = tensors.pop("train"), tensors
     first, *rest = normalise(train, others.values(), kinds[dimensions])
@@ -217,10 +234,12 @@ def _table(path: Path, column: str) -> Dataset:
         frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    told = ", ".join(map(str, frame.columns[:20]))
     if not column:
-        raise ValueError(f"{path}: --target must name the column to predict; there are {', '.join(frame.columns[:20])}")
+        raise ValueError(f"{path}: target must name the column to predict; there are {told}")
     if column not in frame:
-        raise ValueError(f"{path}: has no column {quoted(column)}{did_you_mean(column, list(frame.columns))}")
+        meant = did_you_mean(column, list(map(str, frame.columns)))
+        raise ValueError(f"{path}: has no column {quoted(column)}; there are {told}{meant}")
     missing = frame.columns[frame.isna().any()]
     if len(missing):
         raise ValueError(f"{path}: column {quoted(missing[0])} has missing values")
@@ -235,6 +254,12 @@ def _table(path: Path, column: str) -> Dataset:
         target = target.astype(str).map({name: i for i, name in enumerate(names)})
     if frame.empty:
         raise ValueError(f"{path}: needs rows, and columns beside {quoted(column)}")
+    for name in frame.select_dtypes(exclude=["number", "bool"]):
+        if (distinct := frame[name].astype(str).nunique()) > max(MOST_TEXTS, len(frame) // 10):
+            raise ValueError(
+                f"{path}: column {quoted(name)} holds {distinct} different texts in {len(frame)} rows: leave it out, "
+                "or make numbers of it"
+            )
     x = pd.get_dummies(frame, dtype=float)
     return of_table(f"{path}::{column}", x.to_numpy(np.float64), target.to_numpy(), note)
 

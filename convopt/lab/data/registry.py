@@ -101,22 +101,31 @@ def fingerprint(name: str) -> str:
     return "" if name in ENTRIES else load(name).checksum[:16]
 
 
-def require_dataset(name: object) -> None:
-    """ValueError unless ``name`` is that of a data set, or the path of a file or folder."""
-    if isinstance(name, str) and (name in ENTRIES or Path(name.partition("::")[0]).exists()):
+def require_dataset(name: object, called: str = "dataset") -> None:
+    """ValueError unless ``name`` is that of a data set, or the path of a file or folder; messages say ``called``."""
+    if isinstance(name, str) and (name in ENTRIES or _exists(name.partition("::")[0])):
         return
     raise ValueError(
-        f"dataset must be one of {', '.join(sorted(ENTRIES))}, or the path of a file, got {quoted(name)}"
+        f"{called} must be one of {', '.join(sorted(ENTRIES))}, or the path of a file, got {quoted(name)}"
         f"{did_you_mean(name, ENTRIES)}"
     )
 
 
-def full_name(name: str, column: str | None = None) -> str:
+def _exists(path: str) -> bool:
+    """Whether there is something at the path; "" is none, though for Path it is the current folder."""
+    try:
+        return bool(path) and Path(path).exists()
+    except OSError:  # a name that is too long, or a folder that must not be looked into
+        return False
+
+
+def full_name(name: str, column: str | None = None, called: str = "dataset") -> str:
     """The name of a known data set, or the absolute path of one's own with a table's ``column`` to predict.
 
-    ValueError where there is no such data set, or where a column is given for one that is known.
+    ValueError, which says ``called`` of the name, where there is no such data set, or where a column is given for one
+    that is known.
     """
-    require_dataset(name)
+    require_dataset(name, called)
     if name in ENTRIES:
         if column is not None:
             raise ValueError(f"target must be left out for {name}, whose target is known, got {quoted(column)}")

@@ -1,6 +1,7 @@
 """Figures of experiments: curves, dots, intervals, trends."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -239,18 +240,25 @@ def searches(results: Results, title: str) -> Figure:
 
 
 def tried(outcome: Outcome) -> Figure:
-    """Each method's measure on the test rows: mean and interval over the paired seeds, ours below the baselines."""
-    labels = list(outcome.chosen)
-    figure, axes = plt.subplots(figsize=(7, 0.4 * len(labels) + 1.2))
-    for place, label in enumerate(labels):
-        values = list(outcome.values(label).values())
-        colour = OKABE_ITO[5] if outcome.plan.methods[label].ours else OKABE_ITO[0]
-        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
-        if values:
+    """Each method's measure on the test rows: every seed, mean and interval, and a line at the best baseline's mean."""
+    labels, best = list(outcome.plan.methods), list(outcome.values(outcome.baseline or "").values())
+    figure, axes = plt.subplots(figsize=(7, 0.4 * len(labels) + 1.6))
+    if best:
+        axes.axvline(np.mean(best), color="grey", linestyle=":", label=f"mean of {outcome.baseline}")
+    for ours, colour in ((False, OKABE_ITO[0]), (True, OKABE_ITO[6])):
+        axes.plot([], [], "D", color=colour, label="from here" if ours else "baseline")
+        for place, label in enumerate(labels):
+            values = list(outcome.values(label).values())
+            if not values or outcome.plan.methods[label].ours != ours:
+                continue
+            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
             mean, low, high = mean_interval(values)
             ends = [[0.0], [0.0]] if low is None else [[mean - low], [high - mean]]
             axes.errorbar(mean, place, xerr=ends, fmt="D", color=colour, capsize=3)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds")
+    better = "higher" if outcome.measure.higher_is_better else "lower"
+    axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds; {better} is better")
+    figure.suptitle(f"{Path(outcome.plan.dataset).name}, {outcome.plan.network}")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure

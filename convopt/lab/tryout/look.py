@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from convopt.lab.data import Dataset
-from convopt.lab.networks import IN_PLACE
+from convopt.lab.names import in_a_line
+from convopt.lab.networks import IN_PLACE, NETWORKS, make
 
 MOST_ROWS = 2000
 """Rows that the noise of labels is estimated from; more would take long and tell little."""
@@ -58,3 +59,30 @@ def fitting_network(dataset: Dataset) -> str:
     if dataset.kind == "image" and (min(dataset.shape[1:]) < SMALL_SIDE or any(side % 4 for side in dataset.shape[1:])):
         return "SimpleNet"
     return IN_PLACE[dataset.kind]
+
+
+def require_fit(network: str, dataset: Dataset) -> None:
+    """ValueError unless the network takes such inputs, returns what is needed for each, and can be trained."""
+    if network in NETWORKS and dataset.kind not in NETWORKS[network].kinds:
+        fitting = [name for name, entry in NETWORKS.items() if dataset.kind in entry.kinds]
+        raise ValueError(
+            f"model must take {dataset.kind}, which {dataset.name} holds: one of {', '.join(fitting)}, got {network}"
+        )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = make(network, dataset.shape, dataset.outputs).eval()
+        inputs = dataset.train.x[:2]
+        try:
+            outputs = model(inputs)
+        except Exception as error:  # of any kind: the network may be the reader's
+            raise ValueError(
+                f"model {network} fails on inputs of shape {tuple(inputs.shape)}: {in_a_line(error)}"
+            ) from error
+    expected = (len(inputs), *([dataset.shape[0]] if dataset.kind == "tokens" else []), dataset.outputs)
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != expected:
+        returned = f"shape {tuple(outputs.shape)}" if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"model {network} must return outputs of shape {expected} for inputs of shape {tuple(inputs.shape)}, got "
+            f"{returned}"
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"model {network} has no parameters to train")

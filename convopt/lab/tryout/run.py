@@ -32,9 +32,9 @@ def carry_out(plan: Plan, store: Store, budget: float, jobs: int, begun: float) 
     chosen = best_trials(found, labels)
     if interrupted and not chosen:
         raise KeyboardInterrupt
-    outcome = Outcome(plan, chosen, interrupted=interrupted)
-    if interrupted or not any(not plan.methods[label].ours for label in chosen):
-        return outcome
+    all_tried = {labels[run] for run in found} == plan.methods.keys()
+    if interrupted or not all_tried or all(plan.methods[label].ours for label in chosen):
+        return Outcome(plan, chosen, interrupted=interrupted)
     compared = {_of_seed(record.run, seed): label for seed in range(SEEDS) for label, record in chosen.items()}
     found = {}
     interrupted = not _train(list(compared), store, begun + ALL * budget, jobs, found)
