@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from convopt.lab import data, experiments, report, training
+from convopt.lab import data, experiments, methods, report, training
 from convopt.lab.data.registry import ENTRIES
+from convopt.lab.runs import Choice
 from convopt.lab.tasks import TASKS
 
 RNG = np.random.default_rng(0)
@@ -71,6 +72,7 @@ KINDS = {
     "text": (text, "tokens", "next token"),
     "folder of images": (images, "image", "classification"),
 }
+RECIPES = [experiments.ADAM, *(experiments.Recipe(Choice.of(name, lr=0.01)) for name in methods.OURS)]
 for_each_kind = pytest.mark.parametrize(("make", "kind", "task"), KINDS.values(), ids=KINDS.keys())
 
 
@@ -86,8 +88,8 @@ def test_it_is_known_for_what_it_is(make, kind, task, tmp_path):
 
 
 @for_each_kind
-@pytest.mark.parametrize("recipe", [experiments.ADAM, experiments.V2_UNIFORM, experiments.WIENER_SGD])
-def test_it_is_trained_on_and_reported_in_its_measure(make, kind, task, recipe, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.optimizer.name)
+def test_it_is_trained_on_by_every_optimizer_and_reported_in_its_measure(make, kind, task, recipe, tmp_path):
     name = make(tmp_path)
     record = training.train(experiments.STRESS.run(recipe, name, 1, 0))
     assert record.status == "finished"
