@@ -1,11 +1,11 @@
 """`convopt try`: what it plans, what it recommends and what it refuses."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +262,9 @@ def test_stopped_by_control_c_it_answers_with_what_it_has(noisy_digits, tmp_path
         "--jobs",
         "1",
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    heeded = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # shells have background jobs ignore it
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, text=True, preexec_fn=heeded)
     while len(list(Path(tmp_path / "runs").glob("*.json"))) < 9:
         time.sleep(0.2)
         assert process.poll() is None
