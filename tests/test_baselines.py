@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convopt.lab import experiments, searches, training
+from convopt.lab import experiments, training
 from convopt.lab.methods import Setup, baselines
 
 
@@ -36,7 +36,7 @@ def test_trials_are_the_same_every_time_and_spread_over_the_rates(label):
     assert rates[-1] > high / third
 
 
-@pytest.mark.parametrize("label", searches.read_choices()["11-rivals-tuning"])
+@pytest.mark.parametrize("label", experiments.read_choices()["11-rivals-tuning"])
 def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_alone(label):
     place, _ = experiments.chosen("11-rivals-tuning", label)
     best = experiments.trials(label)[place]

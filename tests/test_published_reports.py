@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from convopt.lab import experiments, report, workspace
-from convopt.lab.records import Record, nine_digits
+from convopt.lab.records import Record
 
 ACCEPTED = Path(__file__).with_name("published_reports.json")
 
@@ -26,14 +26,8 @@ def digest(name: str) -> str:
     experiment = experiments.find(name)
     wanted = set(experiment.runs())
     rows = report.rows(experiment, [record for record in _published() if record.run in wanted])
-    rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+    rounded = json.loads(json.dumps(rows), parse_float=lambda text: float(f"{float(text):.9g}"))
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _rounded(value):
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return nine_digits(value) if isinstance(value, float) else value
 
 
 @pytest.mark.parametrize("name", experiments.EXPERIMENTS)

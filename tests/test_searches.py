@@ -12,7 +12,7 @@ from convopt.lab.records import Record
 @pytest.mark.parametrize("name", experiments.SEARCHES)
 def test_what_was_chosen_follows_from_the_published_records(name):
     load = workspace.open_store().load
-    assert searches.choose(experiments.find(name), load) == searches.read_choices()[name]
+    assert searches.choose(experiments.find(name), load) == experiments.read_choices()[name]
 
 
 @pytest.mark.parametrize("name", experiments.SEARCHES)
@@ -22,10 +22,10 @@ def test_the_trials_of_a_search_are_its_runs(name):
 
 
 def test_choices_are_written_as_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(searches, "CHOSEN_FILE", tmp_path / "chosen.json")
+    monkeypatch.setattr(experiments.search, "CHOSEN_FILE", tmp_path / "chosen.json")
     choices = {"a": {"x": 0.001, "y": [2, 0.5]}, "b": {"z": 1}}
     searches.write_choices(choices)
-    assert searches.read_choices() == choices
+    assert experiments.read_choices() == choices
 
 
 def trained(run, validation: float | None) -> Record:
@@ -59,7 +59,7 @@ def test_what_lacks_a_record_is_not_chosen():
 
 def test_the_command_writes_what_records_say_and_leaves_other_choices(capsys, tmp_path, monkeypatch):
     path = tmp_path / "chosen.json"
-    monkeypatch.setattr(searches, "CHOSEN_FILE", path)
+    monkeypatch.setattr(experiments.search, "CHOSEN_FILE", path)
     before = {"07-batch-size-tuning": {"batch 8: SGD": 7.0}, "04-wiener-tuning": {"clean labels: SGD": 7.0}}
     searches.write_choices(before)
     assert main(["choose", "07-batch-size-tuning"]) == 0

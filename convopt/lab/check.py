@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from convopt.lab import data
 from convopt.lab.experiments import EXPERIMENTS
+from convopt.lab.names import in_a_line
 from convopt.lab.records import Record, RecordsError, Store, read_record, read_table
 from convopt.lab.runs import Run
 from convopt.lab.training import train
@@ -81,5 +82,5 @@ def _why_not_set_up(run: Run) -> str | None:
     try:
         train(run)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return in_a_line(error)
     return None

@@ -185,13 +185,13 @@ def choose_settings(options: argparse.Namespace) -> int:
 
     require_known("search", options.search, experiments.SEARCHES)
     _require_store(options.store)
-    search, before = experiments.find(options.search), searches.read_choices()
+    search, before = experiments.find(options.search), experiments.read_choices()
     found = searches.choose(search, workspace.open_store(options.store).load)
     changed = {choice: value for choice, value in found.items() if before.get(search.name, {}).get(choice) != value}
     searches.write_choices({**before, search.name: {**before.get(search.name, {}), **changed}})
     for choice, value in changed.items():
         print(f"{choice}: {value}")
-    print(f"{len(found)} choices from records, {len(changed)} of them new -> {experiments.CHOSEN_FILE}")
+    print(f"{len(found)} choices from records, {len(changed)} of them new -> {experiments.search.CHOSEN_FILE}")
     return 0
 
 

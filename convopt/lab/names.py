@@ -27,6 +27,9 @@ def quoted(value: Any) -> str:
 
 
 def in_a_line(error: Exception) -> str:
-    """An error's kind and the first line of what it says."""
-    said = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    """An error's kind, as tracebacks name it, and the first line of what it says."""
+    kind, said = type(error), str(error).strip().partition("\n")[0]
+    name = (
+        kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else f"{kind.__module__}.{kind.__qualname__}"
+    )
+    return f"{name}: {said}" if said else name

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from convopt.lab.folders import require_folder
+from convopt.lab.names import in_a_line
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
@@ -140,7 +141,7 @@ class Failure:
     @classmethod
     def of(cls, run: Run, error: Exception) -> "Failure":
         """What ``error``, just caught, says of ``run``."""
-        return cls(run, _one_line(error), "".join(traceback.format_exception(error)))
+        return cls(run, in_a_line(error), "".join(traceback.format_exception(error)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts and strings."""
@@ -278,7 +279,7 @@ def read_table(path: Path) -> list[Record]:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecordsError(
-            f"{path} is damaged ({_one_line(error)}); where it is under version control, "
+            f"{path} is damaged ({in_a_line(error)}); where it is under version control, "
             f"`git checkout -- {path}` brings it back"
         ) from error
 
@@ -308,7 +309,7 @@ def _read_json(path: Path, kind: type[Outcome]) -> Outcome:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RecordsError(f"{path} is not a readable {kind.__name__.lower()} ({_one_line(error)})") from error
+        raise RecordsError(f"{path} is not a readable {kind.__name__.lower()} ({in_a_line(error)})") from error
     if outcome.run.id != path.stem:
         raise RecordsError(f"{path} is of another run, {outcome.run.id}")
     return outcome
@@ -322,8 +323,3 @@ def _read_or_warn(path: Path, kind: type[Outcome]) -> Outcome | None:
     except RecordsError as error:
         warnings.warn(f"{error} and is ignored; its run will be run again", stacklevel=3)
         return None
-
-
-def _one_line(error: Exception) -> str:
-    """The error's type and the first line of its message."""
-    return "".join(traceback.format_exception_only(error)).splitlines()[0]

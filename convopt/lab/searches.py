@@ -1,5 +1,6 @@
 """What searches found: their tables, and the choices that follow from their records."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from statistics import fmean
@@ -7,14 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from convopt.lab.experiments import CHOSEN_FILE, SEARCHES, SPACES, Experiment, part_and_option
+from convopt.lab.experiments import SEARCHES, SPACES, Experiment, part_and_option, search
+from convopt.lab.experiments.search import Choices
 from convopt.lab.records import Record, finished, write_atomically
 from convopt.lab.report import Table, by_label, measured
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval
-
-Choices = dict[str, dict[str, Any]]
-"""Values by the search's name and by what they were chosen for."""
 
 GUESSING = 10.0
 """The accuracy of a diverged run, in percent: searches train on ten classes."""
@@ -27,14 +26,11 @@ def choose(experiment: Experiment, load: Callable[[Run], Record | None]) -> dict
         experiment: a search, one of ``SEARCHES``.
         load: the record of a run, or None. A choice of whose trials one has no record is left open.
     """
-    trials = SEARCHES[experiment.name]
-    seeds = range(experiment.first_seed, experiment.first_seed + experiment.seeds)
     found: dict[str, dict[str, list[float | None]]] = {}
-    for trial in trials:
-        _, recipe, setting = trial.arm
-        records = [load(setting.run(recipe, "mnist", None, seed)) for seed in seeds]
-        scores = [None if record is None else validation(record) for record in records]
-        found.setdefault(trial.choice, {})[json.dumps(trial.value)] = scores
+    for run, trial in zip(experiment.runs(), itertools.cycle(SEARCHES[experiment.name]), strict=False):
+        record = load(run)
+        scores = found.setdefault(trial.choice, {}).setdefault(json.dumps(trial.value), [])
+        scores.append(None if record is None else validation(record))
     done = {choice: scores for choice, scores in found.items() if not any(None in of_one for of_one in scores.values())}
     return {choice: json.loads(max(scores, key=lambda value: fmean(scores[value]))) for choice, scores in done.items()}
 
@@ -52,12 +48,7 @@ def write_choices(choices: Choices) -> None:
         + "\n }"
         for name, of_search in choices.items()
     ]
-    write_atomically(CHOSEN_FILE, ("{\n" + ",\n".join(searches) + "\n}\n").encode())
-
-
-def read_choices() -> Choices:
-    """What was chosen so far."""
-    return json.loads(CHOSEN_FILE.read_text(encoding="utf-8"))
+    write_atomically(search.CHOSEN_FILE, ("{\n" + ",\n".join(searches) + "\n}\n").encode())
 
 
 def tuning(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:

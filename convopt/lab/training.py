@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convopt.lab import data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
@@ -46,7 +46,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
     )
     if run.epochs == 0:
         yield record
-    wrong = wrong_labels(run, dataset, trainer.split)
+    test, wrong = dataset.test.first(run.n_test), wrong_labels(run, dataset, trainer.split)
+    measure = TASKS[dataset.task].measure
     for epoch, batches in enumerate(trainer.epochs(), start=1):
         start = time.perf_counter()
         outcome = trainer.train_epoch(batches)
@@ -54,13 +55,17 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
             yield replace(record, status="diverged")
             return
         trained = time.perf_counter()
-        is_last = epoch == run.epochs
-        if is_last:
-            record = replace(record, status="finished", **_at_the_end(trainer))
+        outputs = outputs_of(trainer.judged, test.x)
+        judged = {f"test_{name}": value for name, value in measures_of(outputs, test, dataset).items()}
+        judged |= _judged(trainer, wrong)
+        trainer.end_epoch(judged[f"validation_{measure.name}"] * (1 if measure.higher_is_better else -1))
+        if epoch == run.epochs:
+            record = replace(record, status="finished", **_at_the_end(trainer, outputs, test))
         point = {
             "train_loss": outcome[0],
             "gradient_norm": outcome[1],
-            **_judged(trainer, wrong),
+            **judged,
+            **_robustness(trainer, test),
             **trainer.curves(),
             "seconds_training": trained - start,
             "seconds_evaluation": time.perf_counter() - trained,
@@ -74,41 +79,33 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
 
 
 def _judged(trainer: Trainer, wrong: data.Split) -> dict[str, float]:
-    """The epoch's measures on test and validation inputs; the schedules are told the latter."""
-    run, dataset, judged = trainer.run, trainer.dataset, trainer.judged
-    measure = TASKS[dataset.task].measure
-    test = evaluate(judged, dataset.test.first(run.n_test), dataset)
-    validation = evaluate(judged, dataset.validation, dataset)[measure.name]
-    trainer.end_epoch(validation if measure.higher_is_better else -validation)
-    return {
-        **{f"test_{name}": value for name, value in test.items()},
-        f"validation_{measure.name}": validation,
-        **({"wrong_labels_learnt": evaluate(judged, wrong, dataset)["accuracy"]} if len(wrong) else {}),
-        **_robustness(trainer),
-    }
-
-
-def _at_the_end(trainer: Trainer) -> dict[str, Any]:
-    """What is looked at once: each prediction, and the measure on the confirmation inputs, where there are such."""
-    dataset = trainer.dataset
-    task = TASKS[dataset.task]
-    told: dict[str, Any] = {"predictions": {}}
-    for name, split in (("test", dataset.test.first(trainer.run.n_test)), ("confirmation", dataset.confirmation)):
-        if split is not None:
-            outputs = outputs_of(trainer.judged, split.x)
-            told["predictions"][name] = pack(task.predictions(outputs, split.y, dataset.target_scale))
-            if name == "confirmation":
-                measures = task.measures(outputs, split.y, dataset.target_scale)
-                told["confirmation_accuracy"] = measures[task.measure.name]
+    """The epoch's measure on validation inputs, and the share of wrong labels that are learnt."""
+    dataset, judged = trainer.dataset, trainer.judged
+    measure = TASKS[dataset.task].measure.name
+    told = {f"validation_{measure}": evaluate(judged, dataset.validation, dataset)[measure]}
+    if len(wrong):
+        told["wrong_labels_learnt"] = evaluate(judged, wrong, dataset)["accuracy"]
     return told
 
 
-def _robustness(trainer: Trainer) -> dict[str, float]:
+def _at_the_end(trainer: Trainer, test_outputs: Tensor, test: data.Split) -> dict[str, Any]:
+    """What is looked at once: each prediction, and the measure on the confirmation inputs, where there are such."""
+    dataset, task = trainer.dataset, TASKS[trainer.dataset.task]
+    predictions = {"test": pack(task.predictions(test_outputs, test.y, dataset.target_scale))}
+    confirmation = dataset.confirmation
+    if confirmation is None:
+        return {"predictions": predictions}
+    outputs = outputs_of(trainer.judged, confirmation.x)
+    predictions["confirmation"] = pack(task.predictions(outputs, confirmation.y, dataset.target_scale))
+    measured = measures_of(outputs, confirmation, dataset)[task.measure.name]
+    return {"predictions": predictions, "confirmation_accuracy": measured}
+
+
+def _robustness(trainer: Trainer, split: data.Split) -> dict[str, float]:
     """Accuracy against each adversary, as strong as the run's own; empty for a run without."""
     run, dataset, model = trainer.run, trainer.dataset, trainer.judged
     if run.adversary is None:
         return {}
-    split = dataset.test.first(run.n_test)
     accuracies = {}
     for name in STEPS:
         adversary = Adversary(replace(run.adversary, name=name), dataset.train.x, run.stream("adversary of the test"))
@@ -128,8 +125,12 @@ def wrong_labels(run: Run, dataset: data.Dataset, split: data.Split) -> data.Spl
 
 def evaluate(model: nn.Module, split: data.Split, dataset: data.Dataset) -> dict[str, float]:
     """The ``loss`` and the measures of the data set's task, in evaluation mode."""
+    return measures_of(outputs_of(model, split.x), split, dataset)
+
+
+def measures_of(outputs: Tensor, split: data.Split, dataset: data.Dataset) -> dict[str, float]:
+    """The ``loss`` and the measures of the data set's task, of a model's outputs on ``split``."""
     task = TASKS[dataset.task]
-    outputs = outputs_of(model, split.x)
     return {"loss": task.loss(outputs, split.y).item(), **task.measures(outputs, split.y, dataset.target_scale)}
 
 

@@ -33,7 +33,7 @@ from convopt.lab.experiments.common import (
 )
 from convopt.lab.experiments.controls import BLURRED, pixel_kernel
 from convopt.lab.experiments.registry import EXPERIMENTS, PAGES, SEARCHES, find, on_page, page_of, published_runs
-from convopt.lab.experiments.search import CHOSEN_FILE, chosen
+from convopt.lab.experiments.search import chosen, read_choices
 
 __all__ = [
     "ABLATION",
@@ -41,7 +41,6 @@ __all__ = [
     "ADAMW",
     "ANNEALABLE",
     "BLURRED",
-    "CHOSEN_FILE",
     "CLEAN",
     "CONV_NOISE",
     "COSINE",
@@ -78,6 +77,7 @@ __all__ = [
     "part_and_option",
     "pixel_kernel",
     "published_runs",
+    "read_choices",
     "trials",
     "with_options",
 ]

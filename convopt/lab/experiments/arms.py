@@ -11,7 +11,7 @@ from convopt.lab.runs import CONSTANT, Choice, Run
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained: the optimizer, its learning rate over time, and what is minimised (see ``Run``)."""
+    """How a network is trained: the fields of a ``Run`` that say so, under the same names."""
 
     optimizer: Choice
     schedule: Choice = CONSTANT
@@ -72,17 +72,12 @@ class Setting:
             label_noise=self.label_noise,
             epochs=epochs or self.epochs,
             model=self.model if model == self.model.name else Choice.of(model),
-            optimizer=recipe.optimizer,
             seed=seed,
             pixels=self.pixels,
-            schedule=recipe.schedule,
-            annealing=recipe.annealing,
-            loss=recipe.loss,
-            averaging=recipe.averaging,
-            filter=recipe.filter,
             gradient_noise=self.gradient_noise,
             adversary=self.adversary,
             data=data.fingerprint(dataset),
+            **vars(recipe),
         )
 
 
@@ -92,6 +87,12 @@ class Arm(NamedTuple):
     label: str
     recipe: Recipe
     setting: Setting
+
+
+def each_in(settings: Iterable[Setting], recipes: Iterable[tuple[str, Recipe]]) -> tuple[Arm, ...]:
+    """Each recipe, with its label, in each setting."""
+    recipes = list(recipes)
+    return tuple(Arm(label, recipe, setting) for setting in settings for label, recipe in recipes)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Experiment:
         name: that of its page, and where the page tells of several, what sets this one apart.
         title: one line.
         arms: what is compared.
-        claims: what the idea's first report says of it, from one run each.
+        claims: what the original proposal reports of it, from one run each.
         seeds: how many the study has.
         first_seed: the first of them.
         published: whether their records are among the published ones.

@@ -167,17 +167,17 @@ def _at_best_trial(labels: Iterable[str]) -> tuple[Arm, ...]:
 EXPERIMENTS = (
     Experiment(
         name="11-rivals",
-        title="Stress test: every rival at its best trial's settings",
+        title="Stress test: every method at its best trial's settings",
         arms=_at_best_trial(COMPARED),
     ),
     Experiment(
         name="11-rivals-annealed",
-        title="Stress test: rivals with SNRAnnealing and without, each at its best trial's settings",
+        title="Stress test: methods with SNRAnnealing and without, each at its best trial's settings",
         arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE), "WienerSGD")),
     ),
     Experiment(
         name="11-rivals-tuning",
-        title="Stress test: random search on the validation pictures",
+        title="Stress test: random search on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES[SEARCH]),
         seeds=1,
         first_seed=TUNING_SEED,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from convopt.lab.experiments.arms import Arm, Claim, Experiment, with_options
+from convopt.lab.experiments.arms import Arm, Claim, Experiment, each_in, with_options
 from convopt.lab.experiments.common import ABLATION, ADAM, SGD, V1, WIENER_ADAMW, WIENER_SGD, v2
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen
 
@@ -13,17 +13,16 @@ SIZES = (8, 16, 32, 64, 128, 256)
 V2_ABLATION = v2("uniform", kernel_lr=0.01)
 
 
-def _batch_sizes() -> Iterable[Arm]:
-    """The README's ablation, continued to larger batches."""
-    for size in SIZES:
-        setting = replace(ABLATION, batch_size=size)
-        yield Arm("SGD", SGD, setting)
-        yield Arm("Adam", ADAM, setting)
-        yield Arm("ConvolutionalSGD", V1, setting)
-        yield Arm("ConvolutionalSGDv2 (uniform)", V2_ABLATION, setting)
-        yield Arm("WienerSGD", WIENER_SGD, setting)
-        yield Arm("WienerAdamW", WIENER_ADAMW, setting)
+SETTINGS = {size: replace(ABLATION, batch_size=size) for size in SIZES}
 
+RECIPES = (
+    ("SGD", SGD),
+    ("Adam", ADAM),
+    ("ConvolutionalSGD", V1),
+    ("ConvolutionalSGDv2 (uniform)", V2_ABLATION),
+    ("WienerSGD", WIENER_SGD),
+    ("WienerAdamW", WIENER_ADAMW),
+)
 
 ABLATION_RATES = {
     "SGD": (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
@@ -39,8 +38,7 @@ ABLATION_TUNED = (
 
 def _trials() -> Iterable[Trial]:
     """Every learning rate at every batch size."""
-    for size in SIZES:
-        setting = replace(ABLATION, batch_size=size)
+    for size, setting in SETTINGS.items():
         for label, recipe, kind in ABLATION_TUNED:
             for lr in ABLATION_RATES[kind]:
                 arm = Arm(f"{label}, lr {lr:g}", with_options(recipe, lr=lr), setting)
@@ -52,17 +50,17 @@ SEARCHES = {"07-batch-size-tuning": tuple(_trials())}
 
 def _tuned() -> Iterable[Arm]:
     """The ablation with every optimizer at the best rate for the size."""
-    for size in SIZES:
+    for size, setting in SETTINGS.items():
         for label, recipe, _ in ABLATION_TUNED:
             lr = chosen("07-batch-size-tuning", f"batch {size}: {label}")
-            yield Arm(label, with_options(recipe, lr=lr), replace(ABLATION, batch_size=size))
+            yield Arm(label, with_options(recipe, lr=lr), setting)
 
 
 EXPERIMENTS = (
     Experiment(
         name="07-batch-size",
-        title="Batch-size ablation at the README's settings: 3000 pictures, 10 % wrong labels",
-        arms=tuple(_batch_sizes()),
+        title="Batch-size ablation at the original proposal's settings: 3000 images, 10 % wrong labels",
+        arms=each_in(SETTINGS.values(), RECIPES),
         claims=tuple(
             Claim("ConvolutionalSGDv2 (uniform)", "SGD", "best", difference, size)
             for size, difference in ((8, 1.4), (16, -0.8), (32, -5.8), (64, -28.6))
@@ -70,7 +68,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="07-batch-size-tuning",
-        title="Batch-size ablation: learning rates, by accuracy on the validation pictures",
+        title="Batch-size ablation: learning rates, by accuracy on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES["07-batch-size-tuning"]),
         seeds=2,
         first_seed=TUNING_SEED,

@@ -13,7 +13,7 @@ LOCAL_LOSS = Recipe(Choice.of("LocalLossConvSGD", lr=0.01, momentum=0.9, kernel_
 
 
 def v2(kernel_init: str, **options: object) -> Recipe:
-    """ConvolutionalSGDv2 at the README's settings for the stress test."""
+    """ConvolutionalSGDv2 at the original proposal's settings for the stress test."""
     settings = {"lr": 0.01, "momentum": 0.9, "kernel_size": 5, "kernel_lr": 0.005, "kernel_init": kernel_init}
     return Recipe(Choice.of("ConvolutionalSGDv2", **{**settings, **options}))
 
@@ -25,6 +25,16 @@ V2_THREE_PART = v2("uniform", loss_weights=(0.5, 0.3, 0.2))
 WIENER_SGD = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9))
 WIENER_ADAMW = Recipe(Choice.of("WienerAdamW", lr=0.001))
 WIENER_ALONE = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9, snr_annealing=False))
+
+SMOOTHING = (
+    ("SGD", SGD),
+    ("Adam", ADAM),
+    ("ConvolutionalSGD", V1),
+    ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM),
+    ("WienerSGD", WIENER_SGD),
+)
+"""Smoothing of each kind and two baselines, by their labels."""
+
 COSINE = Choice.of("cosine")
 
 SMALL_NET = Choice.of("SimpleNet", hidden_size=64)

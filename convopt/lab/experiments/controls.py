@@ -1,45 +1,33 @@
 """Page 09: controls, each of which changes one thing."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, with_options
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, each_in, with_options
 from convopt.lab.experiments.common import (
-    ADAM,
     CLEAN,
     PERMUTED,
     SGD,
+    SMOOTHING,
     STRESS,
     V1,
     V2_UNIFORM,
     WIENER_ALONE,
-    WIENER_SGD,
 )
 
 PAGE = "09-controls"
 
-STRESS_DIGITS = replace(STRESS, dataset="digits")
 BLURRED = replace(STRESS, pixels="blurred")
 STEP_OF_V1 = Recipe(replace(V1.optimizer, name="RawDirectionSGD"))
 STEP_OF_V2 = Recipe(replace(V2_UNIFORM.optimizer, name="RawDirectionSGDv2"))
 V1_AT_STEP_OF_SGD = Recipe(replace(V1.optimizer, name="RawLengthSGD"))
 
-
-def _label_noise() -> Iterable[Arm]:
-    for rate in (0.0, 0.15, 0.3, 0.45):
-        setting = replace(STRESS, label_noise=rate)
-        for label, recipe in (("SGD", SGD), ("Adam", ADAM), ("ConvolutionalSGD", V1), ("WienerSGD", WIENER_SGD)):
-            yield Arm(label, recipe, setting)
-
-
-def _gradient_noise() -> Iterable[Arm]:
-    for power in (0.0, 1.0, 4.0):
-        setting = replace(CLEAN, gradient_noise=power)
-        yield Arm("SGD", SGD, setting)
-        yield Arm("Adam", ADAM, setting)
-        yield Arm("ConvolutionalSGD", V1, setting)
-        yield Arm("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, setting)
-        yield Arm("WienerSGD", WIENER_SGD, setting)
+FILTERS = (
+    ("SGD", SGD),
+    ("ConvolutionalSGD", V1),
+    ("ConvolutionalSGDv2 (uniform)", V2_UNIFORM),
+    ("WienerSGD without annealing", WIENER_ALONE),
+)
+"""Smoothing of each kind alone, without annealing."""
 
 
 def pixel_kernel(kernel: str, size: int) -> Recipe:
@@ -51,17 +39,7 @@ EXPERIMENTS = (
     Experiment(
         name="09-controls-pixels",
         title="Stress test: is it the pixels' neighbourhood?",
-        arms=(
-            Arm("SGD", SGD, STRESS),
-            Arm("ConvolutionalSGD", V1, STRESS),
-            Arm("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS),
-            Arm("WienerSGD without annealing", WIENER_ALONE, STRESS),
-            Arm("SGD", SGD, PERMUTED),
-            Arm("ConvolutionalSGD", V1, PERMUTED),
-            Arm("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, PERMUTED),
-            Arm("WienerSGD without annealing", WIENER_ALONE, PERMUTED),
-            Arm("SGD", SGD, BLURRED),
-        ),
+        arms=(*each_in((STRESS, PERMUTED), FILTERS), Arm("SGD", SGD, BLURRED)),
     ),
     Experiment(
         name="09-controls-layers",
@@ -100,22 +78,19 @@ EXPERIMENTS = (
     Experiment(
         name="09-controls-label-noise",
         title="Stress test at other rates of wrong labels",
-        arms=tuple(_label_noise()),
+        arms=each_in(
+            [replace(STRESS, label_noise=rate) for rate in (0.0, 0.15, 0.3, 0.45)],
+            [(label, recipe) for label, recipe in SMOOTHING if recipe != V2_UNIFORM],
+        ),
     ),
     Experiment(
         name="09-controls-digits",
         title="Stress test on scikit-learn's digits",
-        arms=(
-            Arm("SGD", SGD, STRESS_DIGITS),
-            Arm("Adam", ADAM, STRESS_DIGITS),
-            Arm("ConvolutionalSGD", V1, STRESS_DIGITS),
-            Arm("ConvolutionalSGDv2 (uniform)", V2_UNIFORM, STRESS_DIGITS),
-            Arm("WienerSGD", WIENER_SGD, STRESS_DIGITS),
-        ),
+        arms=each_in([replace(STRESS, dataset="digits")], SMOOTHING),
     ),
     Experiment(
         name="09-controls-gradient-noise",
         title="Clean labels, batch 64, white noise added to every gradient",
-        arms=tuple(_gradient_noise()),
+        arms=each_in([replace(CLEAN, gradient_noise=power) for power in (0.0, 1.0, 4.0)], SMOOTHING),
     ),
 )

@@ -11,6 +11,9 @@ from convopt.lab.experiments.arms import Arm
 CHOSEN_FILE = Path(__file__).with_name("chosen.json")
 """What was chosen, by the name of the experiment that searched and by what it was chosen for."""
 
+Choices = dict[str, dict[str, Any]]
+"""Values by the search's name and by what they were chosen for."""
+
 TUNING_SEED = 10
 """The first that no published comparison uses."""
 
@@ -42,6 +45,9 @@ def is_chosen(search: str, choice: str) -> bool:
     return choice in _chosen().get(search, {})
 
 
-@cache
-def _chosen() -> dict[str, dict[str, Any]]:
+def read_choices() -> Choices:
+    """What was chosen so far, as the file has it now."""
     return json.loads(CHOSEN_FILE.read_text(encoding="utf-8"))
+
+
+_chosen = cache(read_choices)  # of which experiments are made, when they are imported

@@ -1,9 +1,8 @@
 """Page 05: every optimizer on every network under standard conditions."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, with_options
+from convopt.lab.experiments.arms import Experiment, each_in, with_options
 from convopt.lab.experiments.common import (
     ADAM,
     CLEAN,
@@ -19,28 +18,23 @@ from convopt.lab.runs import Choice
 PAGE = "05-standard"
 
 
-def smaller_kernel(recipe: Recipe) -> Recipe:
-    """The recipe with a kernel of 3 taps, as the README has it under standard conditions."""
-    return with_options(recipe, kernel_size=3)
+MODELS = ("SimpleNet", "DeepNet", "IllConditionedNet", "ConvNet", "ResNet")
 
-
-def _standard() -> Iterable[Arm]:
-    """Every optimizer at the README's settings on every network, without noise."""
-    for model in ("SimpleNet", "DeepNet", "IllConditionedNet", "ConvNet", "ResNet"):
-        setting = replace(CLEAN, model=Choice.of(model))
-        yield Arm("SGD", SGD, setting)
-        yield Arm("Adam", ADAM, setting)
-        yield Arm("ConvolutionalSGD", smaller_kernel(V1), setting)
-        yield Arm("LocalLossConvSGD", smaller_kernel(LOCAL_LOSS), setting)
-        yield Arm("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN, setting)
-        yield Arm("WienerSGD", WIENER_SGD, setting)
-        yield Arm("WienerAdamW", WIENER_ADAMW, setting)
-
+RECIPES = (
+    ("SGD", SGD),
+    ("Adam", ADAM),
+    ("ConvolutionalSGD", with_options(V1, kernel_size=3)),
+    ("LocalLossConvSGD", with_options(LOCAL_LOSS, kernel_size=3)),
+    ("ConvolutionalSGDv2 (gaussian)", V2_GAUSSIAN),
+    ("WienerSGD", WIENER_SGD),
+    ("WienerAdamW", WIENER_ADAMW),
+)
+"""At the original proposal's settings for these conditions, kernels of 3 taps among them."""
 
 EXPERIMENTS = (
     Experiment(
         name="05-standard",
         title="Standard conditions: clean labels, batch 64",
-        arms=tuple(_standard()),
+        arms=each_in([replace(CLEAN, model=Choice.of(model)) for model in MODELS], RECIPES),
     ),
 )

@@ -1,9 +1,10 @@
 """Page 04: the Wiener filter and the annealing, and the controls of both."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, annealed, with_options
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, annealed, each_in, with_options
 from convopt.lab.experiments.common import (
     ABLATION,
     ADAM,
@@ -23,6 +24,9 @@ from convopt.lab.experiments.search import Trial, chosen
 from convopt.lab.runs import Choice
 
 PAGE = "04-wiener"
+
+FOUR = (("SGD", SGD), ("Adam", ADAM), ("WienerSGD", WIENER_SGD), ("WienerAdamW", WIENER_ADAMW))
+"""The Wiener optimizers and what they are built on, by their labels."""
 
 PER_LAYER = Choice.of("SNRAnnealing per layer")
 ANOTHER_SEEDS = Choice.of("replayed", shift=1)
@@ -60,13 +64,15 @@ def _tuned(label: str, choice: str) -> Arm:
     return Arm(label, with_options(recipe, lr=chosen("04-wiener-tuning", choice)), setting)
 
 
-def _harmless(model: str) -> Iterable[Arm]:
+def _harmless(model: str) -> tuple[Arm, ...]:
     """Clean labels, with SNRAnnealing and without."""
-    for batch_size, epochs in ((8, 20), (64, 20), (64, 100)):
-        setting = replace(CLEAN, model=Choice.of(model), batch_size=batch_size, epochs=epochs)
-        for name, recipe in (("SGD", SGD), ("Adam", ADAM), ("AdamW", ADAMW)):
-            yield Arm(name, recipe, setting)
-            yield Arm(f"{name} + SNRAnnealing", annealed(recipe), setting)
+    settings = [
+        replace(CLEAN, model=Choice.of(model), batch_size=batch_size, epochs=epochs)
+        for batch_size, epochs in ((8, 20), (64, 20), (64, 100))
+    ]
+    plain = {"SGD": SGD, "Adam": ADAM, "AdamW": ADAMW}
+    both = [((name, recipe), (f"{name} + SNRAnnealing", annealed(recipe))) for name, recipe in plain.items()]
+    return each_in(settings, itertools.chain.from_iterable(both))
 
 
 def _with_small_kernels(recipe: Recipe) -> Recipe:
@@ -104,17 +110,8 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="04-wiener-batch-size",
-        title="Batch-size ablation: 3000 pictures, 10 % wrong labels",
-        arms=tuple(
-            Arm(label, recipe, replace(ABLATION, batch_size=size))
-            for size in (8, 16, 32, 64)
-            for label, recipe in (
-                ("SGD", SGD),
-                ("Adam", ADAM),
-                ("WienerSGD", WIENER_SGD),
-                ("WienerAdamW", WIENER_ADAMW),
-            )
-        ),
+        title="Batch-size ablation: 3000 images, 10 % wrong labels",
+        arms=each_in([replace(ABLATION, batch_size=size) for size in (8, 16, 32, 64)], FOUR),
     ),
     Experiment(
         name="04-wiener-clean",
@@ -139,12 +136,12 @@ EXPERIMENTS = (
     Experiment(
         name="04-wiener-harmless",
         title="Clean labels, SimpleNet: what SNRAnnealing costs where there is no noise to fit",
-        arms=tuple(_harmless("SimpleNet")),
+        arms=_harmless("SimpleNet"),
     ),
     Experiment(
         name="04-wiener-harmless-convnet",
         title="Clean labels, ConvNet: what SNRAnnealing costs where there is no noise to fit",
-        arms=tuple(_harmless("ConvNet")),
+        arms=_harmless("ConvNet"),
     ),
     Experiment(
         name="04-wiener-options",
@@ -191,7 +188,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="04-wiener-tuning",
-        title="Learning rates, by accuracy on the validation pictures",
+        title="Learning rates, by accuracy on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES["04-wiener-tuning"]),
         seeds=3,
     ),

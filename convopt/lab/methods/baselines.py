@@ -1,5 +1,6 @@
 """Methods of others that the study compares with, and what they need in a training loop."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from convopt.lab.methods.controls import smooth_over_pixels
+from convopt.lab.methods.controls import mean_factor, smooth_over_pixels
 from convopt.lab.methods.method import (
     ANNEALINGS,
     AVERAGINGS,
@@ -41,47 +42,27 @@ def muon(groups: Groups, setup: Setup, lr: float) -> Optimizers:
     As Muon's author recommends: it is made for matrices within the network. The output layer's are the last two.
     """
     output = set(list(setup.model.parameters())[-2:])
-    matrices = chosen_from(groups, lambda p: p.ndim == 2 and p not in output)
-    rest = chosen_from(groups, lambda p: p.ndim != 2 or p in output)
+    matrices = chosen_from(groups, lambda _, p: p.ndim == 2 and p not in output)
+    rest = chosen_from(groups, lambda _, p: p.ndim != 2 or p in output)
     return {
         "matrices": torch.optim.Muon(matrices, lr=lr, weight_decay=0.0),
         "rest": torch.optim.AdamW(rest, lr=lr / 10, weight_decay=0.0),
     }
 
 
-def sam(groups: Groups, setup: Setup, rho: float, **options: Any) -> Optimizer:
-    """Sharpness-aware minimisation around SGD."""
-    from pytorch_optimizer import SAM
+def from_library(module: str, name: str, *fixed: Any) -> Callable[..., Optimizer]:
+    """A method's ``make`` of the library's optimizer called ``name``, imported when it is made: that takes seconds."""
 
-    return SAM(groups, torch.optim.SGD, rho=rho, **options)
+    def make(groups: Groups, setup: Setup, **options: Any) -> Optimizer:
+        return getattr(importlib.import_module(module), name)(groups, *fixed, **options)
+
+    return make
 
 
 def step_with_closure(optimizers: Optimizers, batch: Batch, loss: float) -> None:
     """One step of each, which may ask for the gradient at other weights."""
     for optimizer in optimizers.values():
         optimizer.step(lambda: batch.loss().backward())
-
-
-def from_pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
-    """The optimizer of that library called ``name``, imported when it is made: that takes seconds."""
-
-    def make(groups: Groups, setup: Setup, **options: Any) -> Optimizer:
-        import pytorch_optimizer
-
-        return getattr(pytorch_optimizer, name)(groups, **options)
-
-    return make
-
-
-def from_schedulefree(name: str) -> Method:
-    """The optimizer of that library called ``name``. It has modes."""
-
-    def make(groups: Groups, setup: Setup, **options: Any) -> Optimizer:
-        import schedulefree
-
-        return getattr(schedulefree, name)(groups, **options)
-
-    return Method(make, set_mode=set_mode)
 
 
 def set_mode(optimizers: Optimizers, mode: str) -> None:
@@ -97,12 +78,13 @@ OPTIMIZERS |= {
     "AdamW": Method(of_groups(torch.optim.AdamW, fused=True)),
     "NAdam": Method(of_groups(torch.optim.NAdam)),
     "Muon": Method(muon),
-    "SAM": Method(sam, step=step_with_closure),
-    "Lion": Method(from_pytorch_optimizer("Lion")),
-    "AdEMAMix": Method(from_pytorch_optimizer("AdEMAMix")),
-    "Grokfast": Method(from_pytorch_optimizer("GrokFastAdamW")),
-    "ScheduleFreeSGD": from_schedulefree("SGDScheduleFree"),
-    "ScheduleFreeAdamW": from_schedulefree("AdamWScheduleFree"),
+    # sharpness-aware minimisation, around SGD
+    "SAM": Method(from_library("pytorch_optimizer", "SAM", torch.optim.SGD), step=step_with_closure),
+    "Lion": Method(from_library("pytorch_optimizer", "Lion")),
+    "AdEMAMix": Method(from_library("pytorch_optimizer", "AdEMAMix")),
+    "Grokfast": Method(from_library("pytorch_optimizer", "GrokFastAdamW")),
+    "ScheduleFreeSGD": Method(from_library("schedulefree", "SGDScheduleFree"), set_mode=set_mode),
+    "ScheduleFreeAdamW": Method(from_library("schedulefree", "AdamWScheduleFree"), set_mode=set_mode),
 }
 
 
@@ -139,11 +121,6 @@ class PflugTest:
             for group in optimizer.param_groups:
                 group["lr"] /= 2
             self._sum, self._steps, self._factor = 0.0, 0, self._factor / 2
-
-
-def mean_factor(attached: dict[str, Any]) -> dict[str, float]:
-    """The mean of the factors on the learning rates."""
-    return {"annealing_factor": sum(each.factor() for each in attached.values()) / len(attached)}
 
 
 ANNEALINGS["Pflug test"] = Wrapper(to_each(PflugTest), mean_factor)

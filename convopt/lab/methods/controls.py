@@ -63,7 +63,7 @@ def smooth_over_pixels(
 
     Args:
         optimizer: its gradients are changed in place before each of its steps.
-        weight: of the layer that takes the flattened pictures.
+        weight: of the layer that takes the flattened images.
         grid: pixels along height and width.
         kernel: a name of ``NAMED_KERNELS``.
         size: taps along each axis, odd; a kernel that does not fit the grid is made as large as it can be.
@@ -131,8 +131,9 @@ def replay_of_another_seed(optimizers: Optimizers, setup: Setup, shift: int) -> 
     return {name: Replay(optimizer, seen[name]) for name, optimizer in optimizers.items()}
 
 
-def _factor(attached: dict[str, Replay]) -> dict[str, float]:
-    return {"annealing_factor": next(iter(attached.values())).factor()}
+def mean_factor(attached: dict[str, Any]) -> dict[str, float]:
+    """The mean of the factors on the learning rates."""
+    return {"annealing_factor": sum(each.factor() for each in attached.values()) / len(attached)}
 
 
-ANNEALINGS["replayed"] = Wrapper(replay_of_another_seed, _factor)
+ANNEALINGS["replayed"] = Wrapper(replay_of_another_seed, mean_factor)

@@ -66,18 +66,9 @@ def step(optimizers: Optimizers, batch: Batch, loss: float) -> None:
         optimizer.step()
 
 
-def has_no_kernels(optimizers: Optimizers) -> dict[str, Tensor]:
-    """Nothing."""
+def nothing(*_: Any) -> dict[str, Any]:
+    """What is told of a part that has nothing to tell."""
     return {}
-
-
-def has_no_curves(optimizers: Optimizers) -> dict[str, float]:
-    """Nothing."""
-    return {}
-
-
-def has_no_modes(optimizers: Optimizers, mode: str) -> None:
-    """Nothing to be done."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +87,9 @@ class Method:
     make: Callable[..., Optimizer | Optimizers]
     prepare: Callable[[Optimizers, Batch], float] = backward
     step: Callable[[Optimizers, Batch, float], None] = step
-    kernels: Callable[[Optimizers], dict[str, Tensor]] = has_no_kernels
-    curves: Callable[[Optimizers], dict[str, float]] = has_no_curves
-    set_mode: Callable[[Optimizers, str], None] = has_no_modes
+    kernels: Callable[[Optimizers], dict[str, Tensor]] = nothing
+    curves: Callable[[Optimizers], dict[str, float]] = nothing
+    set_mode: Callable[[Optimizers, str], Any] = nothing
 
 
 def of_groups(make: Callable[..., Optimizer], **fixed: Any) -> Callable[..., Optimizer]:
@@ -122,7 +113,7 @@ class Wrapper:
     """
 
     attach: Callable[..., dict[str, Any]]
-    curves: Callable[[dict[str, Any]], dict[str, float]]
+    curves: Callable[[dict[str, Any]], dict[str, float]] = nothing
     arrange: Callable[[Arrangement, Setup], Arrangement] = lambda arrangement, _: arrangement
 
 
@@ -131,9 +122,14 @@ def to_each(make: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return lambda optimizers, setup, **options: {name: make(each, **options) for name, each in optimizers.items()}
 
 
-def chosen_from(groups: Groups, is_chosen: Callable[[nn.Parameter], bool]) -> Groups:
-    """The groups with the chosen parameters only; none without any."""
-    found = [{**group, "params": [pair for pair in group["params"] if is_chosen(pair[1])]} for group in groups]
+def layer_of(parameter: str) -> str:
+    """The name of the module that a parameter, by its name, belongs to."""
+    return parameter.rpartition(".")[0]
+
+
+def chosen_from(groups: Groups, is_chosen: Callable[[str, nn.Parameter], bool]) -> Groups:
+    """The groups with the parameters only that are chosen by name or by themselves; none without any."""
+    found = [{**group, "params": [pair for pair in group["params"] if is_chosen(*pair)]} for group in groups]
     return [group for group in found if group["params"]]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -21,7 +20,8 @@ from convopt.lab.methods.method import (
     Wrapper,
     backward,
     chosen_from,
-    has_no_kernels,
+    layer_of,
+    nothing,
     to_each,
 )
 
@@ -53,12 +53,11 @@ def smoothed_groups(groups: Groups, which: str) -> Groups:
         raise ValueError(f'smoothed must be "all layers", "first layer" or "other layers", got {which!r}')
     if which == "all layers":
         return groups
-    pairs = [pair for group in groups for pair in group["params"]]
-    layer = pairs[0][0].rpartition(".")[0]
-    first = [(name, p) for name, p in pairs if name.rpartition(".")[0] == layer]
-    others = [(name, p) for name, p in pairs if name.rpartition(".")[0] != layer]
+    layer = layer_of(groups[0]["params"][0][0])
+    first = chosen_from(groups, lambda name, _: layer_of(name) == layer)
+    others = chosen_from(groups, lambda name, _: layer_of(name) != layer)
     smoothed, plain = (first, others) if which == "first layer" else (others, first)
-    return [{"params": smoothed}, {"params": plain, "kernel_size": 1}]
+    return [*smoothed, *({**group, "kernel_size": 1} for group in plain)]
 
 
 def smoothing(cls: Callable[..., Optimizer]) -> Method:
@@ -67,14 +66,14 @@ def smoothing(cls: Callable[..., Optimizer]) -> Method:
     def make(groups: Groups, setup: Setup, smoothed: str = "all layers", **options: Any) -> Optimizer:
         return cls(smoothed_groups(groups, smoothed), **options)
 
-    return Method(make, step=step_with_loss, kernels=kernels if hasattr(cls, "kernels") else has_no_kernels)
+    return Method(make, step=step_with_loss, kernels=kernels if hasattr(cls, "kernels") else nothing)
 
 
 def on_grids(groups: Groups, setup: Setup, **options: Any) -> Groups:
     """The groups divided by the grids that their parameters see; options are those of ``spatial_param_groups``."""
     found, _ = spatial_param_groups(setup.model, setup.dataset.train.x[:1], **options)
     wanted = {p for group in groups for _, p in group["params"]}
-    return chosen_from(found, wanted.__contains__)
+    return chosen_from(found, lambda _, p: p in wanted)
 
 
 def _backward_in_halves(optimizers: Optimizers, batch: Batch) -> float:
@@ -124,15 +123,9 @@ OPTIMIZERS |= {cls.__name__: wiener(cls) for cls in (WienerSGD, WienerAdamW)}
 
 def by_layer(arrangement: Arrangement, _: Setup) -> Arrangement:
     """An optimizer for each layer."""
-    layers: dict[str, Groups] = {}
-    for groups in arrangement.values():
-        for group in groups:
-            of_layers: dict[str, list[tuple[str, torch.nn.Parameter]]] = {}
-            for name, p in group["params"]:
-                of_layers.setdefault(name.rpartition(".")[0], []).append((name, p))
-            for layer, pairs in of_layers.items():
-                layers.setdefault(layer, []).append({**group, "params": pairs})
-    return layers
+    groups = [group for of_one in arrangement.values() for group in of_one]
+    layers = dict.fromkeys(layer_of(name) for group in groups for name, _ in group["params"])
+    return {layer: chosen_from(groups, lambda name, _, layer=layer: layer_of(name) == layer) for layer in layers}
 
 
 def _curves(attached: dict[str, SNRAnnealing]) -> dict[str, float]:
@@ -161,6 +154,5 @@ def filter_on_grids(optimizers: Optimizers, setup: Setup, **options: Any) -> dic
 
 FILTERS["WienerFilter"] = Wrapper(
     filter_on_grids,
-    lambda attached: {},
-    lambda arrangement, setup: {name: on_grids(groups, setup) for name, groups in arrangement.items()},
+    arrange=lambda arrangement, setup: {name: on_grids(groups, setup) for name, groups in arrangement.items()},
 )

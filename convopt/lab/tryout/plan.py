@@ -87,7 +87,7 @@ _ON_GRIDS = {
         WIENER_ADAMW, ADAM_RATES, True, _GROUPS + "optimizer = convopt.WienerAdamW(groups, lr={lr:g})\n"
     ),
     "AdamW + WienerFilter, cosine": Method(
-        replace(with_options(WIENER_ADAMW, snr_annealing=False), schedule=COSINE),
+        replace(ADAMW, schedule=COSINE, filter=Choice.of("WienerFilter")),
         ADAM_RATES,
         True,
         _GROUPS
@@ -138,11 +138,9 @@ class Plan:
             label_noise=0.0,
             epochs=max(1, round(share * self.longest)),
             model=Choice.of(self.network),
-            optimizer=recipe.optimizer,
             seed=seed,
-            schedule=recipe.schedule,
-            annealing=recipe.annealing,
             data=data.fingerprint(self.dataset),
+            **vars(recipe),
         )
 
     def search(self) -> dict[Run, str]:

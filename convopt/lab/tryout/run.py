@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from convopt.lab import cluster, sweep
 from convopt.lab.names import quoted
@@ -35,17 +36,13 @@ def carry_out(plan: Plan, store: Store, budget: float, jobs: int, begun: float) 
     all_tried = {labels[run] for run in found} == plan.methods.keys()
     if interrupted or not all_tried or all(plan.methods[label].ours for label in chosen):
         return Outcome(plan, chosen, interrupted=interrupted)
-    compared = {_of_seed(record.run, seed): label for seed in range(SEEDS) for label, record in chosen.items()}
+    compared = {replace(record.run, seed=seed): label for seed in range(SEEDS) for label, record in chosen.items()}
     found = {}
     interrupted = not _train(list(compared), store, begun + ALL * budget, jobs, found)
     by_method: dict[str, list[Record]] = {label: [] for label in chosen}
     for run, record in found.items():
         by_method[compared[run]].append(record)
     return Outcome(plan, chosen, by_method, interrupted)
-
-
-def _of_seed(run: Run, seed: int) -> Run:
-    return Run(**{**vars(run), "seed": seed})
 
 
 def _train(runs: Sequence[Run], store: Store, until: float, jobs: int, found: dict[Run, Record]) -> bool:
