@@ -22,6 +22,12 @@ settings.load_profile("convopt")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """What a test draws is the same whichever tests ran before it, in this process or another."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
     """The folder that holds MNIST/raw; tests that need it are skipped where it is absent."""
