@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from convopt.lab.arithmetic import PORTABLE
+
 ROOT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -16,6 +18,9 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 _BESIDE = ROOT.parent / "shared" / "data"
 if "CONVOPT_DATA" not in os.environ and (_BESIDE / "MNIST").is_dir():
     os.environ["CONVOPT_DATA"] = str(_BESIDE)
+
+# As in the processes that train what is recorded: runs of one process then need no other.
+os.environ |= PORTABLE
 
 settings.register_profile("convopt", deadline=None, max_examples=40)
 settings.load_profile("convopt")

@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 from tqdm.auto import tqdm
@@ -28,6 +29,7 @@ def completed(
     jobs: int | None = None,
     scheduler: str | None = None,
     unit: str = "run",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Result]:
     """The results of ``function`` for each of ``items``, as they come, with a progress bar where there are several.
 
@@ -37,10 +39,11 @@ def completed(
         function: importable; its arguments and results can be pickled. A process calls it for one item at a time.
         items: one argument each.
         jobs: worker processes of one thread each; None takes one per core. With 1, or where there is one item only,
-            everything happens in this process, in order.
+            everything happens in this process, in order, if it has the ``environment``.
         scheduler: address of a running Dask scheduler, "tcp://host:8786", to use in place of local processes. Its
             workers need convopt[lab] and the data. While it has none, the work waits for them.
         unit: what the progress bar calls an item.
+        environment: variables that local processes start with.
 
     Raises:
         ValueError: ``jobs`` is not positive, or ``scheduler`` is no address.
@@ -51,8 +54,9 @@ def completed(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs!r}")
     workers = min(jobs or available_cores(), len(items))
-    in_process = not items or (scheduler is None and workers == 1)
-    results = map(function, items) if in_process else _on_cluster(function, items, workers, scheduler)
+    is_here = all(os.environ.get(name) == value for name, value in environment.items())
+    in_process = not items or (scheduler is None and workers == 1 and is_here)
+    results = map(function, items) if in_process else _on_cluster(function, items, workers, scheduler, environment)
     return _with_progress(results, len(items), unit)
 
 
@@ -68,7 +72,11 @@ def _with_progress(results: Iterable[Result], total: int, unit: str) -> Iterator
 
 
 def _on_cluster(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, scheduler: str | None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    scheduler: str | None,
+    environment: Mapping[str, str],
 ) -> Iterator[Result]:
     """Results as they come from the cluster at ``scheduler``, or from local processes."""
     from distributed import KilledWorker, as_completed
@@ -76,7 +84,7 @@ def _on_cluster(
     # Dask logs with a traceback what is told here in one line.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     lost = 0
-    with _connect(scheduler) if scheduler else _local(workers) as client:
+    with _connect(scheduler) if scheduler else _local(workers, environment) as client:
         if not client.scheduler_info()["workers"]:
             print(f"{scheduler} has no workers yet; waiting for some", file=sys.stderr)
         for future in as_completed([client.submit(_alone, function, item) for item in items]):
@@ -119,7 +127,7 @@ def _connect(scheduler: str) -> "Client":
 
 
 @contextmanager
-def _local(workers: int) -> "Iterator[Client]":
+def _local(workers: int, environment: Mapping[str, str]) -> "Iterator[Client]":
     """A client of local worker processes, which end with it or with this process."""
     from distributed import Client, LocalCluster
 
@@ -131,6 +139,7 @@ def _local(workers: int) -> "Iterator[Client]":
             processes=True,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
+            env=dict(environment),
             # Ctrl-C reaches all processes of a terminal; it is this one that ends the others.
             preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
         ) as cluster,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import Markdown
 
 import convopt
+from convopt.lab import arithmetic
 from convopt.lab.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def _environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "arithmetic": arithmetic.settle(),
     }
 
 
@@ -82,7 +84,8 @@ def page(
     downloads = [f'<a href="../_sources/executed/{notebook}.ipynb" download>this page as an executed notebook</a>']
     records = list(records)
     if records:
-        sources = {name: sorted({str(record.provenance[name]) for record in records}) for name in records[0].provenance}
+        named = ("data", "commit", "torch", "processor")
+        sources = {name: sorted({str(record.provenance[name]) for record in records}) for name in named}
         datasets = sorted({record.run.dataset for record in records})
         lines.append(
             f"Its {len(records)} records are of {', '.join(datasets)} (SHA-256 of the raw data "

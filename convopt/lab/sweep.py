@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from convopt.lab import cluster
+from convopt.lab.arithmetic import PORTABLE
 from convopt.lab.data import DataError
 from convopt.lab.folders import require_writable
 from convopt.lab.records import Failure, Record, Store
@@ -33,8 +34,9 @@ def sweep(
     Args:
         runs: what to run; duplicates are run once.
         store: where records are looked for and saved.
-        jobs: worker processes, see ``cluster.completed``.
-        scheduler: address of a running Dask scheduler to use in their place; records come back here.
+        jobs: worker processes, see ``cluster.completed``. Their arithmetic is portable, see ``arithmetic``.
+        scheduler: address of a running Dask scheduler to use in their place; records come back here. Its workers
+            compute portably if they were started with ``arithmetic.PORTABLE`` in their environment.
         retry_failed: train also what failed in an earlier sweep.
 
     Raises:
@@ -53,7 +55,7 @@ def sweep(
     pending = [run for run in missing if run not in left_alone]
     if pending:
         require_writable("store", store.folder)
-    with closing(cluster.completed(attempt, pending, jobs, scheduler)) as outcomes:
+    with closing(cluster.completed(attempt, pending, jobs, scheduler, environment=PORTABLE)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
                 store.save_failure(outcome)

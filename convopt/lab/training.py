@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convopt.lab import data, provenance
+from convopt.lab import arithmetic, data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.predictions import pack
 from convopt.lab.records import Record, nine_digits
@@ -34,6 +34,7 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
     Its status is "training" until the last; of a run of no epochs there is one record. A loss that is not finite ends
     the run, with a record of the epochs before.
     """
+    arithmetic.settle()
     trainer = Trainer(run)
     dataset = trainer.dataset
     record = Record(
