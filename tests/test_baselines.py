@@ -50,10 +50,23 @@ def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_a
 def test_muon_gets_the_hidden_matrices_and_adamw_the_rest():
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
     groups = [{"params": list(model.named_parameters())}]
-    together = baselines.muon(groups, Setup(None, model, None), lr=0.01)
-    held = {name: [p for group in each.param_groups for p in group["params"]] for name, each in together.items()}
-    assert [tuple(p.shape) for p in held["matrices"]] == [(6, 8), (6, 6)]
-    assert len(held["rest"]) == 4
+    together = baselines.muon(groups, Setup(None, model, None), lr=0.01, auxiliary=0.2)
+    matrices, rest = together.param_groups
+    assert [tuple(p.shape) for p in matrices["params"]] == [(6, 8), (6, 6)]
+    assert len(rest["params"]) == 4
+    assert (matrices["lr"], rest["lr"]) == (0.01, pytest.approx(0.002))
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
+def test_muon_in_float32_steps_as_muon_in_bfloat16_does(shape):
+    start, gradient = torch.randn(shape), torch.randn(shape)
+    params = [nn.Parameter(start.clone()) for _ in range(2)]
+    for cls, p in zip((torch.optim.Muon, baselines.MuonInFloat32), params, strict=True):
+        p.grad = gradient.clone()
+        cls([p], lr=0.1).step()
+    both = [p.detach() - start for p in params]
+    assert (both[0] - both[1]).norm() < 0.03 * both[0].norm()
+    assert params[1].grad.equal(gradient)
 
 
 def test_pflug_s_test_halves_the_rate_where_gradients_bounce_and_only_there():

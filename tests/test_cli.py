@@ -133,7 +133,7 @@ def test_run_prints_the_table_and_report_prints_it_again(tmp_path):
     assert reported.stdout == ran.stdout
     assert "ConvolutionalSGDv2 (uniform)" in reported.stdout
     rows = json.loads(convopt("report", *arguments, "--json").stdout)
-    assert [row["optimizer"] for row in rows] == [label for label, _, _ in experiments.find("06-stress-test").arms]
+    assert [row["optimizer"] for row in rows] == [arm.label for arm in experiments.find("06-stress-test").arms]
     assert {"optimizer", "condition", "n", "best", "final", "stability"} <= rows[0].keys()
 
 

@@ -108,12 +108,61 @@ def test_filter_annealing_schedule_loss_and_average_combine_around_any_optimizer
 
 
 def test_several_optimizers_have_a_schedule_and_an_annealing_each():
-    parts = {part: Choice.of(name) for part, name in PARTS.items()}
-    trainer = Trainer(replace(RUN, optimizer=Choice.of("Muon", lr=0.01), **parts))
+    parts = {"schedule": Choice.of("cosine"), "annealing": Choice.of("SNRAnnealing per layer")}
+    trainer = Trainer(replace(RUN, **parts))
     trainer.train_epoch(next(trainer.epochs()))
-    assert set(trainer.optimizers) == set(trainer.annealing) == {"matrices", "rest"}
+    assert set(trainer.optimizers) == set(trainer.annealing) == {"hidden1", "hidden2", "output"}
     for optimizer in trainer.optimizers.values():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def test_muon_and_its_adamw_are_annealed_by_one_agreement():
+    trainer = Trainer(replace(RUN, optimizer=Choice.of("Muon", lr=0.01), annealing=Choice.of("SNRAnnealing")))
+    trainer.train_epoch(next(trainer.epochs()))
+    (annealing,) = trainer.annealing.values()
+    assert sum(previous.numel() for previous in annealing.state_dict()["previous"]) == sum(
+        p.numel() for p in trainer.model.parameters()
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Muon", "SAM"])
+def test_a_fixed_kernel_smooths_what_any_optimizer_steps_by(optimizer):
+    """The first layer's update has less of the high frequencies, the other layers' are the same."""
+    options = {"SAM": {"rho": 0.05}, "Muon": {"precision": "float32"}}.get(optimizer, {})
+    run = replace(RUN, optimizer=Choice.of(optimizer, lr=0.01, **options))
+    updates = []
+    for each in (run, replace(run, filter=Choice.of("fixed kernel", kernel="binomial", size=5))):
+        trainer = Trainer(each)
+        before = [p.detach().clone() for p in trainer.model.parameters()]
+        trainer.train_epoch(next(trainer.epochs())[:1])
+        updates.append([p.detach() - old for p, old in zip(trainer.model.parameters(), before, strict=True)])
+    raw, smoothed = (update[0].view(-1, 8, 8) for update in updates)
+    assert smoothed.diff(dim=2).norm() < 0.8 * raw.diff(dim=2).norm()
+    assert all(map(torch.equal, updates[0][1:], updates[1][1:]))
+
+
+def test_shifted_inputs_are_moved_in_training_and_nowhere_else():
+    image = torch.zeros(200, 1, 8, 8)
+    image[:, :, 4, 4] = 1
+    moved = methods.inputs.shift((8, 8), pixels=2).in_training(image, torch.Generator().manual_seed(0))
+    _, _, rows, columns = moved.nonzero(as_tuple=True)
+    assert moved.sum() == 200
+    assert {*rows.tolist()} == {*columns.tolist()} == {2, 3, 4, 5, 6}
+    trainer = Trainer(replace(RUN, inputs=Choice.of("shift", pixels=2)))
+    assert trainer.dataset.test.x.equal(Trainer(RUN).dataset.test.x)
+    assert trainer.train_epoch(next(trainer.epochs())) != Trainer(RUN).train_epoch(next(Trainer(RUN).epochs()))
+
+
+def test_blurred_inputs_are_blurred_in_training_and_in_tests():
+    trainer, sharp = Trainer(replace(RUN, inputs=Choice.of("blur", size=5))), Trainer(RUN)
+    for blurred, before in ((trainer.split, sharp.split), (trainer.dataset.test, sharp.dataset.test)):
+        assert blurred.x.diff(dim=3).norm() < 0.8 * before.x.diff(dim=3).norm()
+
+
+def test_what_is_done_to_a_grid_needs_one():
+    table = experiments.STRESS_CLEAN.run(experiments.SGD, "breast-cancer", 1, 0)
+    with pytest.raises(ValueError, match="inputs must be None for breast-cancer, which has no grid, got 'blur'"):
+        Trainer(replace(table, inputs=Choice.of("blur", size=5)))
 
 
 def test_a_filter_needs_parameters_that_see_a_grid():
@@ -131,6 +180,7 @@ def test_a_filter_needs_parameters_that_see_a_grid():
         ("filter", "WienerFilter"),
         ("loss", "generalised cross-entropy"),
         ("averaging", "EMA"),
+        ("inputs", "blur, shift"),
     ],
 )
 def test_an_unknown_part_is_refused_with_those_that_are_known(part, known):

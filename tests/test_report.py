@@ -66,7 +66,7 @@ def test_one_seed_has_no_interval_and_diverged_runs_are_counted_apart():
 
 
 def test_rows_follow_the_experiment_and_keep_data_sets_and_epochs_apart():
-    arms = [recipe for _, recipe, _ in reversed(STRESS.arms)]
+    arms = [arm.recipe for arm in reversed(STRESS.arms)]
     records = [record(recipe, 0, (0.8, 0.7)) for recipe in arms]
     records += [
         record(experiments.SGD, 0, (0.8, 0.7), dataset="digits"),
@@ -77,15 +77,15 @@ def test_rows_follow_the_experiment_and_keep_data_sets_and_epochs_apart():
     rows = report.rows(STRESS, records)
     assert [row["optimizer"] for row in rows if row["condition"]["dataset"] == "digits"] == ["SGD"]
     two_epochs = [row for row in rows if row["condition"]["dataset"] == "mnist" and row["condition"]["epochs"] == 2]
-    assert [row["optimizer"] for row in two_epochs] == [label for label, _, _ in STRESS.arms]
+    assert [row["optimizer"] for row in two_epochs] == [arm.label for arm in STRESS.arms]
     assert len(rows) == len(STRESS.arms) + 2
 
 
 def test_every_claim_is_about_arms_of_its_experiment():
     for experiment in experiments.EXPERIMENTS.values():
-        labels = {label for label, _, _ in experiment.arms}
+        labels = {arm.label for arm in experiment.arms}
         assert all({claim.treatment, claim.control} <= labels for claim in experiment.claims)
-        for label, recipe, setting in experiment.arms:
+        for label, recipe, setting, _ in experiment.arms:
             assert experiment.label(setting.run(recipe, "digits", 3, 7)) == label
             assert recipe.optimizer.name in methods.OPTIMIZERS
 

@@ -22,7 +22,7 @@ def outcome(record) -> dict:
 
 @pytest.mark.parametrize("arm", experiments.find("06-stress-test").arms, ids=lambda arm: arm[0])
 def test_every_optimizer_trains_and_is_recorded(arm):
-    _, recipe, setting = arm
+    recipe, setting = arm.recipe, arm.setting
     record = training.train(setting.run(recipe, "digits", epochs=2, seed=0))
     assert record.status == "finished"
     of_others = {"rho", "annealing_factor", "fgsm_accuracy", "pgd_accuracy"}
@@ -35,7 +35,7 @@ def test_every_optimizer_trains_and_is_recorded(arm):
     assert record.provenance["data"] == data.load("digits").checksum
 
 
-WIENER_ARMS = {label: (recipe, setting) for label, recipe, setting in experiments.find("04-wiener").arms}
+WIENER_ARMS = {arm.label: (arm.recipe, arm.setting) for arm in experiments.find("04-wiener").arms}
 
 
 @pytest.mark.parametrize("label", ["WienerSGD", "WienerAdamW", "WienerSGD without annealing", "Adam + SNRAnnealing"])

@@ -47,10 +47,10 @@ class Advice:
         """The experiment with the two arms alone."""
         whole = experiments.find(self.experiment)
         arms = [
-            (label, recipe, setting)
-            for label, recipe, setting in whole.arms
-            if label in (self.treatment, self.control)
-            and self.setting.items() <= condition(setting.run(recipe, "mnist", None, 0)).items()
+            arm
+            for arm in whole.arms
+            if arm.label in (self.treatment, self.control)
+            and self.setting.items() <= condition(arm.setting.run(arm.recipe, "mnist", None, 0)).items()
         ]
         return replace(whole, arms=tuple(arms))
 

@@ -1,7 +1,8 @@
 """Arithmetic that gives the same bits on every x86-64 processor, so that a recorded run can be had again to the last.
 
-MKL, oneDNN and torch's own loops choose their code by the processor. ``PORTABLE`` holds them to code that all have. One
-function is left: MKL's square root is rounded correctly on Intel's processors only, so NumPy's takes its place.
+MKL, oneDNN, torch's own loops and NumPy's OpenBLAS choose their code by the processor. ``PORTABLE`` holds them to code
+that all have. One function is left: MKL's square root is rounded correctly on Intel's processors only, so NumPy's takes
+its place.
 
 Measured in November 2026, torch 2.11 on an Intel Xeon against torch 2.13 on an AMD EPYC: with these settings, of all
 operations in steps of eight optimizers on two networks at three batch sizes, the square root alone differed.
@@ -17,7 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PORTABLE = {"MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+PORTABLE = {
+    "MKL_CBWR": "COMPATIBLE",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 """The environment of a process that computes portably. It has to be there before torch computes anything."""
 
 

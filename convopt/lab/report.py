@@ -128,11 +128,11 @@ def seconds(record: Record) -> float:
 
 
 def measured(record: Record, measure: str) -> float | None:
-    """A measure of ``HEADINGS``, ``seconds_per_epoch`` or ``validation`` of a finished record; None if it has none.
+    """A measure of ``HEADINGS``, ``seconds_per_epoch`` or a validation's of a finished record; None if it has none.
 
-    Accuracies are in percent, other tasks' measures in their own unit. ``validation``, ``fgsm`` and ``pgd`` are the
-    last epoch's. ``seconds_per_epoch`` are the fastest epoch's, of training alone: what else a machine does can only
-    add to them.
+    Accuracies are in percent, other tasks' measures in their own unit. ``validation``, ``noisy_validation``, ``fgsm``
+    and ``pgd`` are the last epoch's. ``seconds_per_epoch`` are the fastest epoch's, of training alone: what else a
+    machine does can only add to them.
     """
     if measure == "stability":
         return record.stability
@@ -140,7 +140,7 @@ def measured(record: Record, measure: str) -> float | None:
         return min(record.curves["seconds_training"])
     if measure == "confirmation":
         value = record.confirmation_accuracy
-    elif measure in ("validation", "fgsm", "pgd"):
+    elif measure in ("validation", "noisy_validation", "fgsm", "pgd"):
         value = record.curves.get(f"{measure}_{record.measure.name}", [None])[-1]
     else:
         value = getattr(record, measure)
@@ -272,7 +272,7 @@ def _time_to(record: Record, target: float) -> float | None:
 
 def by_label(experiment: Experiment, records: Iterable[Record]) -> dict[str, list[Record]]:
     """Records by the label of their arm, in the experiment's order."""
-    arms: dict[str, list[Record]] = {label: [] for label, _, _ in experiment.arms}
+    arms: dict[str, list[Record]] = {arm.label: [] for arm in experiment.arms}
     for record in records:
         label = experiment.label(record.run)
         if label is not None:

@@ -49,6 +49,7 @@ class Run:
         adversary: who changes the pictures before each step, see ``adversaries.Adversary``; None for nobody.
         data: what tells the reader's own file from what was under its path before; see ``data.fingerprint``.
         filter: of gradients, around the optimizer, a name of ``methods.FILTERS`` and its options; None for none.
+        inputs: what is done to inputs, a name of ``methods.INPUTS`` and its options; None for nothing.
     """
 
     dataset: str
@@ -69,6 +70,7 @@ class Run:
     adversary: Choice | None = None
     data: str = ""
     filter: Choice | None = None
+    inputs: Choice | None = None
 
     @property
     def id(self) -> str:

@@ -88,7 +88,7 @@ class Results:
 
     def only(self, *labels: str) -> "Results":
         """Those of the arms with these labels."""
-        arms = tuple(arm for arm in self.experiment.arms if arm[0] in labels)
+        arms = tuple(arm for arm in self.experiment.arms if arm.label in labels)
         return Results(replace(self.experiment, arms=arms), [r for label in labels for r in self.arms[label]])
 
     def table(self, *measures: str) -> Table:

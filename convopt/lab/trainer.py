@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from convopt.lab import data, methods, networks
 from convopt.lab.adversaries import Adversary
 from convopt.lab.methods import controls
-from convopt.lab.runs import Run
+from convopt.lab.runs import Choice, Run
 from convopt.lab.tasks import TASKS
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -42,10 +42,12 @@ def make_model(run: Run, dataset: data.Dataset) -> nn.Module:
 
 def training_split(run: Run, dataset: data.Dataset) -> data.Split:
     """What the run trains on, with the noise of its targets."""
-    clean = dataset.train.first(run.n_train)
-    return data.Split(
-        clean.x, data.corrupt_targets(clean.y, run.label_noise, dataset.outputs, run.stream("wrong labels"))
-    )
+    return noisy_targets(run, dataset.train.first(run.n_train), dataset, "wrong labels")
+
+
+def noisy_targets(run: Run, split: data.Split, dataset: data.Dataset, stream: str) -> data.Split:
+    """The split with as large a share of its targets corrupted as the run trains on, by a random stream of the run."""
+    return data.Split(split.x, data.corrupt_targets(split.y, run.label_noise, dataset.outputs, run.stream(stream)))
 
 
 def epochs(run: Run, split: data.Split) -> Iterator[Batches]:
@@ -76,6 +78,9 @@ class Trainer:
     def __init__(self, run: Run, dataset: data.Dataset | None = None):
         self.run = run
         self.dataset = dataset_of(run) if dataset is None else dataset
+        self._inputs = methods.inputs.Inputs()
+        if run.inputs is not None:
+            self._transform_inputs(run.inputs)
         self.split = training_split(run, self.dataset)
         if len(self.split) < run.batch_size:
             raise ValueError(f"batch_size {run.batch_size} exceeds the {len(self.split)} training inputs")
@@ -98,6 +103,14 @@ class Trainer:
         if run.loss is not None:
             self.loss_of = methods.named(methods.LOSSES, "loss", run.loss)(**dict(run.loss.options))
 
+    def _transform_inputs(self, choice: Choice) -> None:
+        make, grid = methods.named(methods.INPUTS, "inputs", choice), self.dataset.grid
+        if grid is None:
+            raise ValueError(f"inputs must be None for {self.dataset.name}, which has no grid, got {choice.name!r}")
+        self._inputs = make(grid, **dict(choice.options))
+        self.dataset = data.transform_inputs(self.dataset, self._inputs.everywhere)
+        self._inputs_generator = torch.Generator().manual_seed(self.run.stream("inputs"))
+
     def _make_optimizers(self) -> None:
         run, setup = self.run, methods.Setup(self.run, self.model, self.dataset)
         self._method = methods.named(methods.OPTIMIZERS, "optimizer", run.optimizer)
@@ -112,8 +125,7 @@ class Trainer:
             arrangement = wrapper.arrange(arrangement, setup)
         self.optimizers: methods.Optimizers = {}
         for name, groups in arrangement.items():
-            made = self._method.make(groups, setup, **dict(run.optimizer.options))
-            self.optimizers |= made if isinstance(made, dict) else {name: made}
+            self.optimizers[name] = self._method.make(groups, setup, **dict(run.optimizer.options))
         self._wrappers = [(wrapper, wrapper.attach(self.optimizers, setup, **options)) for wrapper, options in wrappers]
         self.annealing = self._wrappers[-1][1] if run.annealing is not None else {}
 
@@ -133,6 +145,8 @@ class Trainer:
         params = list(self.model.parameters())
         total_loss, total_norm = 0.0, 0.0
         for x, y in batches:
+            if self.run.inputs is not None:
+                x = self._inputs.in_training(x, self._inputs_generator)
             if self._adversary is not None:
                 x = self._adversary.attack(self.model, x, y)
             for p in params:

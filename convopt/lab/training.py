@@ -15,7 +15,7 @@ from convopt.lab.predictions import pack
 from convopt.lab.records import Record, nine_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import TASKS, outputs_of
-from convopt.lab.trainer import Trainer
+from convopt.lab.trainer import Trainer, noisy_targets
 
 
 def train(run: Run) -> Record:
@@ -83,7 +83,11 @@ def _judged(trainer: Trainer, wrong: data.Split) -> dict[str, float]:
     """The epoch's measure on validation inputs, and the share of wrong labels that are learnt."""
     dataset, judged = trainer.dataset, trainer.judged
     measure = TASKS[dataset.task].measure.name
-    told = {f"validation_{measure}": evaluate(judged, dataset.validation, dataset)[measure]}
+    outputs, validation = outputs_of(judged, dataset.validation.x), dataset.validation
+    told = {f"validation_{measure}": measures_of(outputs, validation, dataset)[measure]}
+    if trainer.run.label_noise and dataset.task == "classification":
+        noisy = noisy_targets(trainer.run, validation, dataset, "wrong validation labels")
+        told["noisy_validation_accuracy"] = measures_of(outputs, noisy, dataset)["accuracy"]
     if len(wrong):
         told["wrong_labels_learnt"] = evaluate(judged, wrong, dataset)["accuracy"]
     return told

@@ -19,6 +19,7 @@ class Recipe:
     loss: Choice | None = None
     averaging: Choice | None = None
     filter: Choice | None = None
+    inputs: Choice | None = None
 
 
 SNR_ANNEALING = Choice.of("SNRAnnealing")
@@ -30,7 +31,7 @@ def annealed(recipe: Recipe, annealing: Choice = SNR_ANNEALING) -> Recipe:
 
 
 def with_options(recipe: Recipe, part: str = "optimizer", /, **options: object) -> Recipe:
-    """The recipe with these options of its optimizer, or of another ``part``: loss, averaging or annealing."""
+    """The recipe with these options of its optimizer, or of another ``part``: loss, averaging, annealing, filter."""
     choice = getattr(recipe, part)
     return replace(recipe, **{part: Choice.of(choice.name, **{**dict(choice.options), **options})})
 
@@ -82,11 +83,19 @@ class Setting:
 
 
 class Arm(NamedTuple):
-    """A recipe in a setting. The label stands in tables and figures; arms in different settings may share it."""
+    """A recipe in a setting.
+
+    Attributes:
+        label: in tables and figures; arms in different settings may share it.
+        recipe: how the network is trained.
+        setting: on what.
+        tuned: what of recipe and setting a search chose on the validation data.
+    """
 
     label: str
     recipe: Recipe
     setting: Setting
+    tuned: tuple[str, ...] = ()
 
 
 def each_in(settings: Iterable[Setting], recipes: Iterable[tuple[str, Recipe]]) -> tuple[Arm, ...]:
@@ -139,7 +148,7 @@ class Experiment:
         data.require_dataset(dataset)
         if seeds is None:
             seeds = range(self.first_seed, self.first_seed + self.seeds)
-        return [setting.run(recipe, dataset, epochs, seed) for seed in seeds for _, recipe, setting in self.arms]
+        return [arm.setting.run(arm.recipe, dataset, epochs, seed) for seed in seeds for arm in self.arms]
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""
@@ -149,7 +158,7 @@ class Experiment:
             return None
         key = run.dataset, run.epochs, run.seed
         if key not in self._labels:
-            self._labels[key] = {setting.run(recipe, *key): label for label, recipe, setting in self.arms}
+            self._labels[key] = {arm.setting.run(arm.recipe, *key): arm.label for arm in self.arms}
         return self._labels[key].get(run)
 
     @cached_property

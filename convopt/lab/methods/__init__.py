@@ -3,11 +3,12 @@
 One registry for each kind of part. A part is listed where it is defined, in one of the modules here.
 """
 
-from convopt.lab.methods import baselines, controls, ours
+from convopt.lab.methods import baselines, controls, inputs, ours
 from convopt.lab.methods.method import (
     ANNEALINGS,
     AVERAGINGS,
     FILTERS,
+    INPUTS,
     LOSSES,
     OPTIMIZERS,
     Arrangement,
@@ -25,6 +26,7 @@ __all__ = [
     "ANNEALINGS",
     "AVERAGINGS",
     "FILTERS",
+    "INPUTS",
     "LOSSES",
     "OPTIMIZERS",
     "OURS",
@@ -38,6 +40,7 @@ __all__ = [
     "Wrapper",
     "baselines",
     "controls",
+    "inputs",
     "named",
     "ours",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 from convopt.lab.methods.controls import mean_factor, smooth_over_pixels
 from convopt.lab.methods.method import (
@@ -36,18 +37,70 @@ def _sgd(groups: Groups, setup: Setup, pixel_kernel: tuple[str, int] | None = No
     return optimizer
 
 
-def muon(groups: Groups, setup: Setup, lr: float) -> Optimizers:
-    """torch's Muon for the hidden matrices; AdamW, at a tenth of the rate, for the output layer and all biases.
+class Together(Optimizer):
+    """Several optimizers that step as one, with the param groups of all."""
+
+    def __init__(self, *optimizers: Optimizer):
+        self._optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+
+    def step(self, closure: None = None) -> None:
+        """One step of each."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What each keeps from step to step."""
+        return {"state": [optimizer.state_dict()["state"] for optimizer in self._optimizers]}
+
+
+class _InFloat32(TorchFunctionMode):
+    """Where a tensor is asked for in bfloat16, there is a copy in float32. Matrix products are NumPy's, see below."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        if func in (Tensor.matmul, Tensor.__matmul__):
+            return _product(*args)
+        if func is torch.addmm:
+            added, *factors = args
+            return _product(*factors).mul_(kwargs.get("alpha", 1)).add_(added, alpha=kwargs["beta"])
+        return func(*args, **(kwargs or {}))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return torch.from_numpy(a.numpy() @ b.numpy())
+
+
+class MuonInFloat32(torch.optim.Muon):
+    """torch's Muon, which makes matrices orthogonal in float32.
+
+    In bfloat16, as torch has it, that takes fifty times as long where the processor must emulate it, and the result
+    depends on the processor. NumPy's matrix products are portable (see ``arithmetic``) and faster than MKL's portable
+    ones.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One step."""
+        with _InFloat32():
+            super().step()
+
+
+def muon(groups: Groups, setup: Setup, lr: float, auxiliary: float = 0.1, precision: str = "bfloat16") -> Optimizer:
+    """torch's Muon for the hidden matrices; AdamW for the output layer and all biases, at ``auxiliary`` times the rate.
 
     As Muon's author recommends: it is made for matrices within the network. The output layer's are the last two.
+    ``precision`` "float32" is that of :class:`MuonInFloat32`.
     """
+    cls = {"bfloat16": torch.optim.Muon, "float32": MuonInFloat32}[precision]
     output = set(list(setup.model.parameters())[-2:])
     matrices = chosen_from(groups, lambda _, p: p.ndim == 2 and p not in output)
     rest = chosen_from(groups, lambda _, p: p.ndim != 2 or p in output)
-    return {
-        "matrices": torch.optim.Muon(matrices, lr=lr, weight_decay=0.0),
-        "rest": torch.optim.AdamW(rest, lr=lr / 10, weight_decay=0.0),
-    }
+    return Together(
+        cls(matrices, lr=lr, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=lr * auxiliary, weight_decay=0.0),
+    )
 
 
 def from_library(module: str, name: str, *fixed: Any) -> Callable[..., Optimizer]:

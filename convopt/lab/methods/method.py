@@ -18,6 +18,9 @@ from convopt.lab.runs import Choice, Run
 Optimizers = dict[str, Optimizer]
 """Optimizers over parts of one model, by name. One alone is called ""."""
 
+Grid = tuple[int, ...]
+"""Elements along each axis of a data set's grid."""
+
 Groups = list[dict[str, Any]]
 """Param groups, whose ``params`` are pairs of a name and a parameter."""
 
@@ -76,7 +79,7 @@ class Method:
     """How an optimizer is made, and what it needs in a training loop.
 
     Attributes:
-        make: from param groups, the setup and options: the optimizer, or several by name.
+        make: from param groups, the setup and options: the optimizer.
         prepare: puts a batch's gradients into place and returns its loss; before it there are none.
         step: steps, given the batch and its loss.
         kernels: what was learnt that is recorded before training and after each epoch, by name.
@@ -84,7 +87,7 @@ class Method:
         set_mode: to "train" or "eval".
     """
 
-    make: Callable[..., Optimizer | Optimizers]
+    make: Callable[..., Optimizer]
     prepare: Callable[[Optimizers, Batch], float] = backward
     step: Callable[[Optimizers, Batch, float], None] = step
     kernels: Callable[[Optimizers], dict[str, Tensor]] = nothing
@@ -122,6 +125,11 @@ def to_each(make: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
     return lambda optimizers, setup, **options: {name: make(each, **options) for name, each in optimizers.items()}
 
 
+def stepping(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that changes the weights: within SAM it is another, whose gradients are those at other weights."""
+    return getattr(optimizer, "base_optimizer", optimizer)
+
+
 def layer_of(parameter: str) -> str:
     """The name of the module that a parameter, by its name, belongs to."""
     return parameter.rpartition(".")[0]
@@ -144,6 +152,9 @@ ANNEALINGS: dict[str, Wrapper] = {}
 
 LOSSES: dict[str, Callable[..., LossFunction]] = {}
 """What may be minimised in place of the task's loss, by name; made from options."""
+
+INPUTS: dict[str, Callable[..., Any]] = {}
+"""What is done to inputs, by name; an ``inputs.Inputs`` made from the data set's grid and options."""
 
 AVERAGINGS: dict[str, Callable[..., nn.Module]] = {}
 """Averages of weights by name, made from the model and options; ``update_parameters(model)`` is called each step."""

@@ -22,6 +22,7 @@ from convopt.lab.methods.method import (
     chosen_from,
     layer_of,
     nothing,
+    stepping,
     to_each,
 )
 
@@ -143,7 +144,7 @@ ANNEALINGS["SNRAnnealing per layer"] = Wrapper(to_each(SNRAnnealing), _curves, b
 def filter_on_grids(optimizers: Optimizers, setup: Setup, **options: Any) -> dict[str, WienerFilter]:
     """A filter around each optimizer that has parameters on a grid. ValueError where none has."""
     found = {
-        name: WienerFilter(optimizer, **options)
+        name: WienerFilter(stepping(optimizer), **options)
         for name, optimizer in optimizers.items()
         if any(group["grid"] is not None for group in optimizer.param_groups)
     }

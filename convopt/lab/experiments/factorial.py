@@ -1,0 +1,196 @@
+"""Page 15: gradient, step and optimizer in all combinations, each with its learning rate and its epochs tuned."""
+
+import itertools
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import qmc
+
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, part_and_option, with_options
+from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
+from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
+from convopt.lab.runs import Choice
+
+PAGE = "15-factorial"
+
+TUNED = ("learning rate", "epochs")
+"""What is tuned in every cell, with as many trials, on the validation images."""
+
+FIRST_SEED = 20
+"""Of the comparisons: no seed of theirs has tuned anything."""
+
+Options = dict[str, tuple[Any, ...]]
+"""Further options that a search draws from, "part.option" or an optimizer's, with the values of each."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One way to do a part of the training.
+
+    Attributes:
+        fields: of a recipe, that are set.
+        options: what is drawn with it, beside learning rate and epochs.
+    """
+
+    fields: dict[str, Choice]
+    options: Options
+
+
+BASES = {
+    "SGD": (SGD, (0.001, 0.1), {}),
+    "AdamW": (ADAMW, (0.0001, 0.01), {}),
+    "Muon": (
+        Recipe(Choice.of("Muon", lr=0.003, precision="float32")),
+        (0.0003, 0.03),
+        {"auxiliary": (0.03, 0.1, 0.3)},
+    ),
+    "SAM": (Recipe(Choice.of("SAM", lr=0.01, momentum=0.9)), (0.001, 0.1), {"rho": (0.05, 0.2)}),
+}
+"""Optimizers, each with the least and largest learning rate that are drawn, and further options."""
+
+WIDTHS = (7, 15)
+GRADIENTS = {
+    "raw gradient": Level({}, {}),
+    "fixed kernel": Level({"filter": Choice.of("fixed kernel", kernel="binomial")}, {"filter.size": WIDTHS}),
+    "Wiener filter": Level({"filter": Choice.of("WienerFilter")}, {}),
+}
+"""What the optimizer gets."""
+
+STEPS = {
+    "constant": Level({}, {}),
+    "SNRAnnealing": Level({"annealing": Choice.of("SNRAnnealing")}, {}),
+    "cosine": Level({"schedule": COSINE}, {}),
+    "warm-up, stable, decay": Level({"schedule": Choice.of("warm-up, stable, decay")}, {}),
+    "averaged weights": Level({"averaging": Choice.of("EMA")}, {"averaging.decay": (0.99, 0.999)}),
+}
+"""What becomes of the learning rate, or of the weights, over time."""
+
+INPUTS = {
+    "blurred inputs": Level({"inputs": Choice.of("blur")}, {"inputs.size": WIDTHS}),
+    "shifted inputs": Level({"inputs": Choice.of("shift")}, {"inputs.pixels": (1, 2)}),
+}
+"""What stands beside the fixed kernel: the same smoothing of the inputs, and the usual augmentation."""
+
+HORIZONS = (3, 6, 12)
+"""Epochs that are drawn. A schedule ends with the training, a constant rate is stopped."""
+
+TRIALS = 6
+"""Of the first search, of each cell."""
+
+NEIGHBOURS = {"lower rate": (0.5, 1.0), "higher rate": (2.0, 1.0), "shorter": (1.0, 0.5), "longer": (1.0, 2.0)}
+"""Trials of the second search: factors on the learning rate and the epochs of the best of the first."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        label: in tables and figures.
+        recipe: its settings, but for what is drawn.
+        rates: least and largest learning rate.
+        options: what else is drawn.
+    """
+
+    label: str
+    recipe: Recipe
+    rates: tuple[float, float]
+    options: Options
+
+    def first_trials(self) -> Iterator[dict[str, Any]]:
+        """Settings: the same rates and epochs for all cells of an optimizer, a Latin hypercube of what else there is.
+
+        Rates are spread evenly over their logarithm, and each number of epochs is tried with a low and a high one.
+        """
+        rates = np.geomspace(*self.rates, 2 * TRIALS + 1)[1::2]
+        shares = qmc.LatinHypercube(d=max(1, len(self.options)), rng=zlib.crc32(self.label.encode())).random(TRIALS)
+        for place, (rate, of_trial) in enumerate(zip(rates, shares, strict=True)):
+            drawn = {"lr": float(f"{rate:.2g}"), "epochs": HORIZONS[-1 - place % len(HORIZONS)]}
+            for (name, values), share in zip(self.options.items(), of_trial, strict=False):
+                drawn[name] = values[int(share * len(values))]
+            yield drawn
+
+    def arm(self, settings: dict[str, Any], label: str = "") -> Arm:
+        """The cell at the settings of a trial."""
+        recipe = self.recipe
+        for name, value in settings.items():
+            if name != "epochs":
+                part, option = part_and_option(name)
+                recipe = with_options(recipe, part, **{option: value})
+        return Arm(label or self.label, recipe, replace(STRESS, epochs=settings["epochs"]), TUNED)
+
+
+def _cell(base: str, level: str, step: str, levels: dict[str, Level]) -> Cell:
+    recipe, rates, options = BASES[base]
+    of_gradient, of_step = levels[level], STEPS[step]
+    recipe = replace(recipe, **of_gradient.fields, **of_step.fields)
+    options = {**options, **of_gradient.options, **of_step.options}
+    return Cell(f"{base}, {level}, {step}", recipe, rates, options)
+
+
+CELLS = {
+    cell.label: cell
+    for cell in (
+        *(_cell(*names, GRADIENTS) for names in itertools.product(BASES, GRADIENTS, STEPS)),
+        *(_cell(base, level, "cosine", INPUTS) for base in ("SGD", "AdamW") for level in INPUTS),
+    )
+}
+"""All that is compared, by label."""
+
+FIRST_SEARCH, SECOND_SEARCH = "15-factorial-search", "15-factorial-neighbours"
+
+
+def _first() -> Iterable[Trial]:
+    for label, cell in CELLS.items():
+        for settings in cell.first_trials():
+            yield Trial(label, settings, cell.arm(settings))
+
+
+def _second() -> Iterable[Trial]:
+    """The best of the first search and its neighbours; none of a cell before that one is chosen."""
+    for label, cell in CELLS.items():
+        if not is_chosen(FIRST_SEARCH, label):
+            continue
+        best = chosen(FIRST_SEARCH, label)
+        yield Trial(label, best, cell.arm(best))
+        for rate, horizon in NEIGHBOURS.values():
+            lr, epochs = float(f"{rate * best['lr']:.2g}"), max(1, round(horizon * best["epochs"]))
+            settings = {**best, "lr": lr, "epochs": epochs}
+            yield Trial(label, settings, cell.arm(settings))
+
+
+SEARCHES = {FIRST_SEARCH: tuple(_first()), SECOND_SEARCH: tuple(_second())}
+
+
+def tuned_arm(label: str) -> Arm:
+    """The cell with this label at the best of its trials. KeyError where none is chosen."""
+    return CELLS[label].arm(chosen(SECOND_SEARCH, label))
+
+
+DONE = tuple(label for label in CELLS if is_chosen(SECOND_SEARCH, label))
+"""Cells whose search is done."""
+
+EXPERIMENTS = (
+    Experiment(
+        name=PAGE,
+        title="Stress test: gradient, step and optimizer in all combinations, each with rate and epochs tuned",
+        arms=tuple(map(tuned_arm, DONE)),
+        first_seed=FIRST_SEED,
+    ),
+    *(
+        Experiment(
+            name=name,
+            title=title,
+            arms=tuple(trial.arm for trial in SEARCHES[name]),
+            seeds=1,
+            first_seed=TUNING_SEED,
+        )
+        for name, title in (
+            (FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),
+            (SECOND_SEARCH, "Stress test: the best of six trials, and its neighbours"),
+        )
+    ),
+)
