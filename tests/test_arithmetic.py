@@ -5,6 +5,7 @@ import platform
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from convopt.lab import arithmetic, cluster, provenance
 from convopt.lab.arithmetic import PORTABLE
@@ -47,12 +48,14 @@ def test_a_record_names_its_arithmetic():
 
 
 def arithmetic_of(_):
-    return arithmetic.settle()
+    return arithmetic.settle(), {
+        blas["architecture"] for blas in threadpool_info() if blas["internal_api"] == "openblas"
+    }
 
 
 @portable
 @pytest.mark.slow
 def test_workers_compute_portably_whatever_this_process_does(monkeypatch):
     monkeypatch.delenv("MKL_CBWR")
-    assert list(cluster.completed(arithmetic_of, [0], jobs=1, environment=PORTABLE)) == ["portable"]
-    assert set(cluster.completed(arithmetic_of, [0, 1, 2], jobs=2)) == {"native"}
+    assert list(cluster.completed(arithmetic_of, [0], jobs=1, environment=PORTABLE)) == [("portable", {"Haswell"})]
+    assert {name for name, _ in cluster.completed(arithmetic_of, [0, 1, 2], jobs=2)} == {"native"}

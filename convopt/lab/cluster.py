@@ -127,19 +127,33 @@ def _connect(scheduler: str) -> "Client":
 
 
 @contextmanager
+def _started_with(environment: Mapping[str, str]) -> Iterator[None]:
+    """Worker processes get the environment before they import anything. Dask puts it into this process's, too."""
+    import dask
+
+    name, before = "distributed.nanny.pre-spawn-environ", dict(os.environ)
+    try:
+        with dask.config.set({name: {**dask.config.get(name), **environment}}):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def _local(workers: int, environment: Mapping[str, str]) -> "Iterator[Client]":
     """A client of local worker processes, which end with it or with this process."""
     from distributed import Client, LocalCluster
 
     # Any free port for the dashboard: a second sweep must not complain of the first.
     with (
+        _started_with(environment),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
             dashboard_address=":0",
             silence_logs=logging.CRITICAL,
-            env=dict(environment),
             # Ctrl-C reaches all processes of a terminal; it is this one that ends the others.
             preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
         ) as cluster,
