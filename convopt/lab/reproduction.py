@@ -14,8 +14,9 @@ from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record, finished
 from convopt.lab.report import MEASURES, Table, by_label, by_seed, measured, rows, seconds, table
 from convopt.lab.runs import Run
-from convopt.lab.stats import paired_difference
+from convopt.lab.stats import holm, paired_difference
 from convopt.lab.sweep import describe
+from convopt.lab.tasks import ACCURACY
 
 
 def draw(published: Iterable[Record], sample: int, seed: int, max_seconds: float = math.inf) -> list[Record]:
@@ -36,45 +37,110 @@ def draw(published: Iterable[Record], sample: int, seed: int, max_seconds: float
     return random.Random(seed).sample(candidates, sample)
 
 
-def tolerance(record: Record, published: Iterable[Record], measure: str) -> float:
-    """By how many points ``measure``, "best" or "final", may differ when the run of ``record`` is trained again.
+LARGEST_TOLERANCE = 3.0
+"""Points of accuracy, or percent of another measure."""
 
-    With the same torch on the same processor nothing differs: a run is deterministic. Elsewhere sums are rounded
-    differently, and training amplifies that: initial weights changed by one part in ten million move the final
-    accuracy of SGD in the stress test by up to three points, as much as another seed does, and that of runs on clean
-    labels at batch 64 by some tenths. So the tolerance is what 99 % of the differences between two seeds of the run's
-    arm stay within, by Student's t from its published seeds, and at least half a point: few seeds can agree by chance.
-    Of an arm with three seeds it is wide; ``differences`` of whole arms tell more.
+LEAST_TOLERANCE = 0.5
+"""The same: few seeds can agree by chance."""
+
+
+def must_be_identical(old: Record, new: Record) -> bool:
+    """Whether both were computed in portable arithmetic, which gives the same bits on every x86-64 processor."""
+    return all(record.provenance.get("arithmetic") == "portable" for record in (old, new))
+
+
+def tolerance(record: Record, arm: Iterable[Record], measure: str) -> float:
+    """By how much ``measure``, "best" or "final", may differ when the run of ``record`` is trained again elsewhere.
+
+    In portable arithmetic nothing differs (see :func:`must_be_identical`). Otherwise sums are rounded as the processor
+    has it, and training amplifies that: initial weights changed by one part in ten million move the final accuracy of
+    SGD in the stress test by up to three points, as much as another seed does, and that of runs on clean labels at
+    batch 64 by some tenths. So the tolerance is what 99 % of the differences between two seeds of the run's arm stay
+    within, by Student's t from the published seeds of its ``arm``; it is at least ``LEAST_TOLERANCE`` and at most
+    ``LARGEST_TOLERANCE``.
     """
-    arm = _arms(published)[replace(record.run, seed=0)]
+    unit = 1.0 if record.measure == ACCURACY else abs(measured(record, measure)) / 100
     values = list(by_seed(arm, measure).values())
     if len(values) < 2:
-        return 0.5
+        return LEAST_TOLERANCE * unit
     quantile = float(stats.t.ppf(0.995, len(values) - 1))
-    return max(0.5, quantile * math.sqrt(2) * statistics.stdev(values))
+    spread = quantile * math.sqrt(2) * statistics.stdev(values)
+    return min(max(spread, LEAST_TOLERANCE * unit), LARGEST_TOLERANCE * unit)
 
 
 def compare(old: Iterable[Record], new: Iterable[Record], published: Iterable[Record]) -> pd.DataFrame:
     """A row per pair of the ``old`` and ``new`` record of a run, for reading.
 
-    The column ``verdict`` has "identical" where everything but the time taken is the same to the last bit, "within
-    tolerance" (see :func:`tolerance`, of the ``published`` records), or "outside". A run that diverged must diverge
-    again.
+    The column ``verdict`` has "identical" where everything but the time taken is the same to the last bit. Where it
+    must be and is not, or differs by more than :func:`tolerance`, it has "outside", else "within tolerance". A run that
+    diverged must diverge again.
     """
-    compared = []
+    compared, arms = [], _arms(published)
     for before, after in zip(old, new, strict=True):
         row: dict[str, Any] = {"run": describe(before.run)}
-        within = before.status == after.status
+        within = before.status == after.status and not must_be_identical(before, after)
         for measure in ("best", "final"):
             values = [
                 measured(record, measure) if record.status == "finished" else math.nan for record in (before, after)
             ]
-            allowed = tolerance(before, published, measure)
+            arm = arms[replace(before.run, seed=0)]
+            allowed = tolerance(before, arm, measure) if before.status == "finished" else 0.0
             within = within and not abs(values[1] - values[0]) > allowed
-            row |= {f"{measure} (%)": values[0], f"{measure} again": values[1], f"{measure} may differ by": allowed}
+            row |= {measure: values[0], f"{measure} again": values[1], f"{measure} may differ by": allowed}
         row["verdict"] = "identical" if is_identical(before, after) else "within tolerance" if within else "outside"
         compared.append(row)
     return pd.DataFrame(compared)
+
+
+FRESH_SEEDS = range(1000, 1003)
+"""Of an arm that is verified as a whole; no published run has them."""
+
+SIGNIFICANCE = 0.01
+"""Of the test of whole arms, over all arms that are tested together."""
+
+
+def fresh_runs(old: Iterable[Record], published: Iterable[Record]) -> list[Run]:
+    """Runs of the arms of ``old`` with new seeds, where two published ones or more say how far seeds differ."""
+    arms = _arms(published)
+    told = [arm for arm in _arms(old) if len(by_seed(arms[arm], "final")) > 1]
+    return [replace(arm, seed=seed) for arm in told for seed in FRESH_SEEDS]
+
+
+def compare_arms(fresh: Iterable[Record], published: Iterable[Record]) -> pd.DataFrame:
+    """A row per arm of which there are ``fresh`` seeds: are they drawn from what the ``published`` ones are drawn from?
+
+    Final values are compared by Student's t test at ``SIGNIFICANCE``, corrected by Holm. ``power`` is the chance that
+    it finds a difference of ``LARGEST_TOLERANCE``, if there is one. ``verdict`` is "agrees" or "differs"; an arm none
+    of whose fresh seeds finished differs.
+    """
+    of_published = _arms(published)
+    rows: list[dict[str, Any]] = []
+    for arm, records in _arms(fresh).items():
+        old, new = (list(by_seed(each, "final").values()) for each in (of_published[arm], records))
+        unit = 1.0 if of_published[arm][0].measure == ACCURACY else abs(statistics.fmean(old)) / 100
+        rows.append(
+            {
+                "arm": describe(arm),
+                "published": statistics.fmean(old),
+                "fresh": statistics.fmean(new) if new else math.nan,
+                "p": float(stats.ttest_ind(old, new).pvalue) if new else 0.0,
+                "power": _power(old, max(2, len(new)), LARGEST_TOLERANCE * unit),
+            }
+        )
+    frame = pd.DataFrame(rows, columns=["arm", "published", "fresh", "p", "power"])
+    frame["p"] = holm(frame["p"].fillna(1.0).tolist())
+    frame["verdict"] = ["differs" if p < SIGNIFICANCE else "agrees" for p in frame["p"]]
+    return frame
+
+
+def _power(values: list[float], n: int, difference: float) -> float:
+    """The chance that the t test of ``values`` against n more with the same spread finds that they differ so much."""
+    degrees = len(values) + n - 2
+    error = statistics.stdev(values) * math.sqrt(1 / len(values) + 1 / n)
+    if not error:
+        return 1.0
+    critical = stats.t.ppf(1 - SIGNIFICANCE / 2, degrees)
+    return float(stats.nct.sf(critical, degrees, difference / error))  # on the other side it is next to nothing
 
 
 def differences(experiment: Experiment, reproduced: Iterable[Record], published: Iterable[Record]) -> Table | None:
