@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from convopt.lab import data, experiments, networks, probes
 from convopt.lab.runs import Choice
+from convopt.lab.trainer import dataset_of
 from convopt.theory import snr, spectrum
 
 
@@ -197,3 +198,23 @@ def test_a_gain_begins_at_one_and_learns_to_pass_low_frequencies():
     assert list(course) == [1, 64]
     assert torch.equal(course[1], torch.ones(8))
     assert course[64][-1] < 0.6 < course[64][:4].mean()
+
+
+def test_a_training_set_of_few_batches_hides_its_signal_until_that_is_corrected():
+    table = probes.sampling_table([5, 20], pairs=8000).set_index("batches")
+    assert (table["without replacement"] < 0).all()
+    assert table["with replacement"].tolist() == pytest.approx([1, 1], abs=0.15)
+    assert table["corrected"].tolist() == pytest.approx([1, 1], abs=0.15)
+
+
+def test_products_of_gradients_measure_the_curvature_of_a_quadratic():
+    table = probes.curvature_table([1.0, 10.0], lr=0.1)
+    assert table["estimate"].tolist() == pytest.approx([1, 10], rel=0.15)
+    assert table["best rate / rate used"].tolist() == pytest.approx([0.6, 0.5], abs=0.15)  # at rest it is one half
+
+
+def test_products_of_gradients_measure_the_curvature_of_a_network():
+    setting = replace(experiments.STRESS, batch_size=64)
+    run = setting.run(experiments.with_options(experiments.SGD, lr=0.1, momentum=0.0), "digits", 8, 0)
+    late = probes.curvatures(run, dataset_of(run)).loc[4:].mean()
+    assert late["from products"] == pytest.approx(late["from second derivatives"], rel=0.3)

@@ -1,5 +1,7 @@
 """The SNR estimators against a known truth."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -140,3 +142,42 @@ def test_half_precision_is_measured_in_float32():
     assert snr.per_sample_powers(large) == (280_000, 0)
     assert snr.big_small_powers(large[0], large[1], 4, 2) == (280_000, 0)
     assert snr.ema_powers(large[0], large[1]) == (280_000, 0)
+
+
+def test_batches_of_one_epoch_tell_the_signal_exactly_once_corrected():
+    """Over all pairs of disjoint batches, and all batches, of a small training set."""
+    samples = torch.randn(8, 5, dtype=torch.float64) + 0.3
+    batches = {chosen: samples[list(chosen)].mean(0) for chosen in itertools.combinations(range(8), 2)}
+    pairs = [(a, b) for a, b in itertools.permutations(batches, 2) if not {*a} & {*b}]
+    product = torch.stack([batches[a] @ batches[b] for a, b in pairs]).mean()
+    power = torch.stack([batch.square().sum() for batch in batches.values()]).mean()
+    truth = samples.mean(0).square().sum()
+    assert product < truth - 0.01
+    torch.testing.assert_close(snr.without_replacement(product, power, batches=4), truth)
+
+
+def test_two_products_give_the_curvature_and_the_best_step_of_a_quadratic():
+    """With the expectations of a quadratic put in, what comes out is its curvature and the step that lowers it most."""
+    curvatures = torch.tensor([0.1, 1.0, 4.0], dtype=torch.float64)
+    theta, noise, lr = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64), 0.7, 0.05
+    signal = (curvatures * theta).square()
+    power = signal + noise
+    found = snr.step_ratio(signal, signal - lr * curvatures * power, power, lr)
+    torch.testing.assert_close(found.curvature, curvatures)
+    steps = torch.linspace(0, 20 * lr, 200_001, dtype=torch.float64)
+    for i in range(3):
+        losses = curvatures[i] / 2 * ((theta[i] - steps * curvatures[i] * theta[i]) ** 2 + steps**2 * noise)
+        assert steps[losses.argmin()].item() == pytest.approx((found.best[i] * lr).item(), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: snr.without_replacement(1.0, 2.0, 1), "batches must be at least 2, got 1"),
+        (lambda: snr.step_ratio(*torch.ones(3), lr=0.0), "lr must be positive, got 0.0"),
+        (lambda: snr.step_ratio(torch.ones(2), torch.ones(3), torch.ones(2), lr=1.0), "gradients must have one shape"),
+    ],
+)
+def test_products_that_say_nothing_are_refused_by_name(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

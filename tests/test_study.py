@@ -1,5 +1,7 @@
 """What a notebook asks of experiments: trained where it is missing, and once."""
 
+import dataclasses
+
 from convopt.lab import experiments
 from convopt.lab.study import Study
 
@@ -23,9 +25,17 @@ def test_experiments_together_share_their_runs_and_each_has_its_own_results(tmp_
     assert layers.arms["ConvolutionalSGD"] == step.arms["ConvolutionalSGD"]
 
 
-def test_what_is_tuned_keeps_to_its_own_seeds(tmp_path, monkeypatch):
-    tuning = experiments.find("07-batch-size-tuning")
-    few = type(tuning)(tuning.name, tuning.title, tuning.arms[-1:], seeds=tuning.seeds, first_seed=tuning.first_seed)
-    monkeypatch.setitem(experiments.EXPERIMENTS, tuning.name, few)
-    results = Study("digits", seeds=1, epochs=1, store=str(tmp_path), jobs=1)(tuning.name)
-    assert [record.run.seed for record in results.records] == [10, 11]
+def test_a_search_is_shown_as_it_was_published_whatever_the_parameters(tmp_path):
+    study = Study("digits", seeds=1, epochs=1, store=str(tmp_path), jobs=1)
+    results = study.search("07-batch-size-tuning")
+    assert {record.run.dataset for record in results.records} == {"mnist"}
+    assert {record.run.seed for record in results.records} == {10, 11}
+    assert all(results.arms.values())
+    assert study.records == results.records
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_are_the_first_of_those_that_an_experiment_has(tmp_path):
+    experiment = dataclasses.replace(experiments.find("09-controls-layers"), first_seed=20)
+    (results,) = Study("digits", seeds=2, epochs=1, store=str(tmp_path), jobs=1).together([experiment])
+    assert {record.run.seed for record in results.records} == {20, 21}

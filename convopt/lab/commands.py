@@ -111,8 +111,8 @@ def _seeds(experiment: Experiment, options: argparse.Namespace) -> range | None:
 
     On a page of several, what is tuned keeps to its own: it must not see the seeds that are compared.
     """
-    keeps_its_own = experiment.first_seed and options.experiment != experiment.name
-    return None if options.seeds is None or keeps_its_own else range(options.seeds)
+    keeps_its_own = experiment.is_search and options.experiment != experiment.name
+    return None if options.seeds is None or keeps_its_own else experiment.first_seeds(options.seeds)
 
 
 def _require_store(folder: str | None) -> None:

@@ -18,7 +18,7 @@ class Study:
 
     Args:
         dataset: "mnist" or "digits".
-        seeds: paired seeds 0 to ``seeds - 1``; 0 takes each experiment's own.
+        seeds: paired seeds; 0 takes as many as each experiment has.
         epochs: passes over the training pictures; 0 takes each experiment's own.
         store: folder of records; "" takes the published ones and adds new runs to ./runs.
         jobs: worker processes; 0 takes one per core.
@@ -34,7 +34,7 @@ class Study:
             ("seeds", "epochs", "jobs"), dataset=dataset, seeds=seeds, epochs=epochs, store=store, jobs=jobs
         )
         self._dataset, self._epochs, self._jobs = dataset, epochs or None, jobs or None
-        self._seeds = range(seeds) if seeds else None
+        self._seeds = seeds or None
         self._store = workspace.open_store(store)
         self.records: list[Record] = []
 
@@ -43,22 +43,27 @@ class Study:
         (results,) = self.together([experiments.find(experiment)])
         return results
 
+    def search(self, name: str) -> "Results":
+        """The published results of a search, whatever the parameters: its choices are those that experiments use."""
+        search = experiments.find(name)
+        published = {record.run: record for record in workspace.published_records()}
+        records = [published[run] for run in search.runs() if run in published]
+        self.records += records
+        return Results(search, records)
+
     def prepare(self, *names: str) -> None:
         """Train what is missing of experiments that are asked for later, in one sweep: workers start but once."""
         sweep.sweep(self._distinct([experiments.find(name) for name in names]), self._store, self._jobs)
 
     def together(self, several: Sequence[Experiment]) -> list["Results"]:
-        """The results of several experiments; what is missing of them is trained in one sweep.
-
-        One whose seeds do not begin at 0 keeps to its own: what is tuned on them must not see those that are compared.
-        """
+        """The results of several experiments; what is missing of them is trained in one sweep."""
         distinct = self._distinct(several)
         found = dict(zip(distinct, sweep.sweep(distinct, self._store, self._jobs), strict=True))
         self.records += found.values()
         return [Results(experiment, [found[run] for run in self._runs(experiment)]) for experiment in several]
 
     def _runs(self, experiment: Experiment) -> list[Run]:
-        return experiment.runs(self._dataset, None if experiment.first_seed else self._seeds, self._epochs)
+        return experiment.runs(self._dataset, experiment.first_seeds(self._seeds), self._epochs)
 
     def _distinct(self, several: Sequence[Experiment]) -> list[Run]:
         return list(dict.fromkeys(run for experiment in several for run in self._runs(experiment)))

@@ -9,7 +9,7 @@ negative.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,70 @@ def big_small_powers(big: Tensor, small: Tensor, big_batch: int, small_batch: in
         (big_batch * big_power - small_batch * small_power) / (big_batch - small_batch),
         (small_power - big_power) / (1 / small_batch - 1 / big_batch),
     )
+
+
+Power = TypeVar("Power", float, Tensor)
+
+
+def without_replacement(product: Power, power: Power, batches: int) -> Power:
+    """Signal power from the product of two batches' gradients where an epoch draws each sample once.
+
+    The batches of an epoch add up to the whole training set, so the noises of two of them are not independent: they
+    correlate by ``-1 / (M - 1)``. The product's expectation is ``|s|^2 - N / (M - 1)``, with N the noise power of a
+    batch; with ``power = |s|^2 + N`` that gives ``|s|^2 = ((M - 1) product + power) / M``.
+
+    Args:
+        product: mean of ``<g_1, g_2>`` over pairs of batches of one epoch, at the same parameters; or of the products
+            at each frequency, any shape.
+        power: mean of ``|g|^2``, same shape.
+        batches: M, batches in an epoch, at least 2.
+
+    Raises:
+        ValueError: there are fewer than two batches.
+    """
+    if batches < 2:
+        raise ValueError(f"batches must be at least 2, got {batches!r}")
+    return ((batches - 1) * product + power) / batches
+
+
+class StepRatio(NamedTuple):
+    """What two products of gradients say of a step of plain SGD that lies between them.
+
+    Attributes:
+        curvature: mean curvature along the step, ``E[g' H g] / E|g|^2``, in units of loss per parameter squared.
+        best: the learning rate that lowers the expected loss most in one step, over the one that was used.
+    """
+
+    curvature: Tensor
+    best: Tensor
+
+
+def step_ratio(same_point: Tensor, consecutive: Tensor, power: Tensor, lr: float) -> StepRatio:
+    """Curvature and best step from what a step changes in the product of two gradients.
+
+    Two gradients at one point have ``E<g, g'> = |s|^2 = S``. With a step ``-lr g`` between them the second one's signal
+    is ``s - lr H g``, on a quadratic, and ``E<g, g'> = S - lr E[g' H g]``. The expected loss after a step of length
+    ``eta`` is ``- eta S + eta^2 E[g' H g] / 2``, least at ``eta = S / E[g' H g]``: where consecutive gradients are
+    orthogonal.
+
+    Args:
+        same_point: mean product of gradients of two batches at the same parameters, S; any shape.
+        consecutive: mean product of a gradient and that of the step before, same shape.
+        power: mean of ``|g|^2``, same shape.
+        lr: of the steps, without momentum, positive.
+
+    Raises:
+        ValueError: ``lr`` is not positive, or shapes differ.
+
+    Source: the statistic is hypergradient descent's, Baydin et al., Online learning rate adaptation with hypergradient
+    descent (arXiv:1703.04782), equation 5. That a greedy step is not the best one over many: Wu et al., Understanding
+    short-horizon bias in stochastic meta-optimization (arXiv:1803.02021).
+    """
+    if not lr > 0:
+        raise ValueError(f"lr must be positive, got {lr!r}")
+    _check_same_shape(same_point=same_point, consecutive=consecutive, power=power)
+    lost = same_point - consecutive
+    return StepRatio(lost / (lr * power), same_point / lost)
 
 
 def per_sample_gradients(

@@ -129,6 +129,7 @@ class Experiment:
         claims: what the original proposal reports of it, from one run each.
         seeds: how many the study has.
         first_seed: the first of them.
+        is_search: whether it chooses settings for others, with seeds that those do not have.
         published: whether their records are among the published ones.
     """
 
@@ -138,6 +139,7 @@ class Experiment:
     claims: tuple[Claim, ...] = ()
     seeds: int = 10
     first_seed: int = 0
+    is_search: bool = False
     published: bool = True
 
     def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
@@ -146,9 +148,12 @@ class Experiment:
         ``seeds`` None are the study's, ``epochs`` None are the setting's. ValueError for an unknown data set.
         """
         data.require_dataset(dataset)
-        if seeds is None:
-            seeds = range(self.first_seed, self.first_seed + self.seeds)
+        seeds = self.first_seeds() if seeds is None else seeds
         return [arm.setting.run(arm.recipe, dataset, epochs, seed) for seed in seeds for arm in self.arms]
+
+    def first_seeds(self, count: int | None = None) -> range:
+        """The first ``count`` of its seeds; None for the study's."""
+        return range(self.first_seed, self.first_seed + (count or self.seeds))
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""

@@ -181,5 +181,6 @@ EXPERIMENTS = (
         arms=tuple(trial.arm for trial in SEARCHES[SEARCH]),
         seeds=1,
         first_seed=TUNING_SEED,
+        is_search=True,
     ),
 )

@@ -72,6 +72,7 @@ EXPERIMENTS = (
         arms=tuple(trial.arm for trial in SEARCHES["07-batch-size-tuning"]),
         seeds=2,
         first_seed=TUNING_SEED,
+        is_search=True,
     ),
     Experiment(
         name="07-batch-size-tuned",

@@ -187,6 +187,7 @@ EXPERIMENTS = (
             arms=tuple(trial.arm for trial in SEARCHES[name]),
             seeds=1,
             first_seed=TUNING_SEED,
+            is_search=True,
         )
         for name, title in (
             (FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),

@@ -191,5 +191,6 @@ EXPERIMENTS = (
         title="Learning rates, by accuracy on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES["04-wiener-tuning"]),
         seeds=3,
+        is_search=True,
     ),
 )

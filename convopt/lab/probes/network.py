@@ -308,3 +308,52 @@ def agreements(run: Run, dataset: data.Dataset) -> pd.DataFrame:
             consecutive, same, power = sums.tolist()
             rows.append({"consecutive steps": consecutive / power, "same parameters": same / power})
     return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+
+
+def curvatures(run: Run, dataset: data.Dataset, every: int = 5) -> pd.DataFrame:
+    """Train ``run`` by plain SGD and compare, epoch by epoch, two ways to the curvature along its steps.
+
+    Returns:
+        A row per epoch: ``from products``, of consecutive gradients and of gradients at one point (see
+        ``snr.step_ratio``); ``from second derivatives``, ``E[g' H g] / E|g|^2`` with H that of another batch, at each
+        ``every``-th step; and ``best rate / rate used``.
+    """
+    with training.one_thread():
+        trainer = Trainer(run, dataset)
+        model, optimizer = trainer.model, trainer.optimizers[""]
+        params = list(model.parameters())
+        second_batches = epochs(replace(run, seed=run.seed + 1000), trainer.split)
+        lr, rows, previous = optimizer.param_groups[0]["lr"], [], None
+        for batches, others in zip(trainer.epochs(), second_batches, strict=True):
+            model.train()
+            products, bent = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+            for step, (batch, other) in enumerate(zip(batches, others, strict=True)):
+                gradient = _gradient(model, *batch)
+                if previous is not None:
+                    second = _gradient(model, *other)
+                    products += torch.stack([gradient @ second, gradient @ previous, gradient @ gradient])
+                if step % every == 0:
+                    bent += torch.stack([_second_derivative(model, *other, gradient), gradient @ gradient])
+                for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
+                    p.grad = part.view_as(p)
+                optimizer.step()
+                previous = gradient
+            found = snr.step_ratio(*products, lr=lr)
+            rows.append(
+                {
+                    "from products": found.curvature.item(),
+                    "from second derivatives": (bent[0] / bent[1]).item(),
+                    "best rate / rate used": found.best.item(),
+                }
+            )
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="epoch"))
+
+
+def _second_derivative(model: nn.Module, x: Tensor, y: Tensor, along: Tensor) -> Tensor:
+    """``v' H v`` of the loss on a batch, 0-dim."""
+    params = list(model.parameters())
+    gradients = torch.autograd.grad(F.cross_entropy(model(x), y), params, create_graph=True)
+    parts = along.split([p.numel() for p in params])
+    slope = sum((g.flatten() * part).sum() for g, part in zip(gradients, parts, strict=True))
+    bent = torch.autograd.grad(slope, params)
+    return sum((g.flatten() * part).sum() for g, part in zip(bent, parts, strict=True))

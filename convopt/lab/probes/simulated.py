@@ -194,3 +194,87 @@ def tracking(beta: float, turns: float = 5.0, steps: int = 2000, size: int = 500
             {"step": step, "truth": truth, "EMA": (ema.signal / ema.noise).item(), "two halves": batch * signal / noise}
         )
     return pd.DataFrame(rows)
+
+
+def sampling_table(
+    batches: Iterable[int], share: float = 0.02, batch: int = 8, size: int = 500, pairs: int = 20_000, seed: int = 0
+) -> pd.DataFrame:
+    """What consecutive batches of one training set say of the signal, by how they are drawn; parameters stand still.
+
+    Args:
+        batches: batches in an epoch, a row each.
+        share: of the signal in the power of a batch's gradient.
+        batch: samples in each.
+        size: elements of a gradient.
+        pairs: of batches that are averaged.
+        seed: of a generator of its own.
+
+    Returns:
+        Columns ``batches``; ``with replacement``, the mean product of batches that are drawn independently; ``without
+        replacement``, that of consecutive batches of an epoch; ``corrected``, by ``snr.without_replacement``; all over
+        the true power of the signal; and ``rho``, that signal's share in the power.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for count in batches:
+        noise = torch.randn(count * batch, size, generator=generator)
+        noise -= noise.mean(0)
+        signal = torch.randn(size, generator=generator)
+        signal *= math.sqrt(share / (1 - share) * size / batch) / signal.norm()
+        samples, sums = signal + noise, torch.zeros(3, dtype=torch.float64)
+        epochs = max(1, pairs // (count - 1))
+        for _ in range(epochs):
+            order = torch.randperm(len(samples), generator=generator)
+            drawn = torch.randint(len(samples), (len(samples),), generator=generator)
+            apart, gradients = (samples[index].view(count, batch, size).mean(1) for index in (drawn, order))
+            products = [(each[1:] * each[:-1]).sum(1).mean() for each in (apart, gradients)]
+            sums += torch.stack([*products, gradients.square().sum(1).mean()])
+        independent, consecutive, power = (sums / epochs).tolist()
+        truth = signal.square().sum().item()
+        corrected = snr.without_replacement(consecutive, power, count)
+        rows.append(
+            {
+                "batches": count,
+                "with replacement": independent / truth,
+                "without replacement": consecutive / truth,
+                "corrected": corrected / truth,
+                "rho": truth / power,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def curvature_table(
+    curvatures: Iterable[float], lr: float, size: int = 1000, steps: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Curvature of a quadratic from consecutive gradients of plain SGD, against the truth.
+
+    Args:
+        curvatures: of the loss ``curvature * |theta|^2 / 2``, a row each; the gradient's noise has variance 1.
+        lr: of the steps, below twice the inverse of each curvature.
+        size: parameters of each.
+        steps: that are averaged, from far outside.
+        seed: of a generator of its own.
+
+    Returns:
+        Columns ``curvature``, ``estimate`` and ``best rate / rate used``, see ``snr.step_ratio``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for curvature in curvatures:
+        theta, previous = torch.full((size,), 3.0), torch.zeros(size)
+        sums = torch.zeros(3, dtype=torch.float64)
+        for step in range(steps + 1):
+            first, second = (curvature * theta + torch.randn(size, generator=generator) for _ in range(2))
+            if step:
+                sums += torch.stack([first @ second, first @ previous, first @ first])
+            theta, previous = theta - lr * first, first
+        found = snr.step_ratio(*sums / steps, lr=lr)
+        rows.append(
+            {
+                "curvature": curvature,
+                "estimate": found.curvature.item(),
+                "best rate / rate used": found.best.item(),
+            }
+        )
+    return pd.DataFrame(rows)
