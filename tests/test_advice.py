@@ -40,7 +40,8 @@ def judged(*pieces, gain, seeds=10):
 def test_every_piece_stands_on_two_arms_in_one_setting(piece):
     arms = piece.comparison().arms
     assert sorted(arm.label for arm in arms) == sorted([piece.treatment, piece.control])
-    assert len({arm.setting for arm in arms}) == 1
+    assert len({dataclasses.replace(arm.setting, epochs=0) for arm in arms}) == 1
+    assert len({arm.tuned for arm in arms}) == 1
 
 
 @pytest.mark.parametrize(("gain", "to_use", "not_to_use"), [(2, "confirmed", "refuted"), (-2, "refuted", "confirmed")])

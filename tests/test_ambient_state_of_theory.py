@@ -90,6 +90,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "per_sample_powers": lambda: snr.per_sample_powers(IMAGE),
     "half_batch_powers": lambda: snr.half_batch_powers(LINE, OTHER, 4),
     "big_small_powers": lambda: snr.big_small_powers(LINE, OTHER, 8, 2),
+    "without_replacement": lambda: snr.without_replacement(LINE, LINE.square(), 4),
+    "step_ratio": lambda: snr.step_ratio(LINE, OTHER, LINE.square(), 0.1),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from convopt.cli import main
 from convopt.lab import check, data, experiments, training
-from convopt.lab.records import Store, write_table
+from convopt.lab.records import Store, read_table, write_table
 from convopt.lab.runs import Choice
 from convopt.lab.workspace import PUBLISHED
 
@@ -27,6 +27,14 @@ def test_a_good_record_in_a_store_or_a_table_has_no_fault(tmp_path, record):
     Store(tmp_path).save(record)
     write_table([record], tmp_path / "table.parquet")
     assert check.check(tmp_path, tmp_path / "table.parquet") == (2, [])
+
+
+def test_a_table_keeps_records_with_and_without_predictions(tmp_path, record):
+    records = [replace(record, predictions={}), replace(record, run=replace(RUN, seed=RUN.seed + 1))]
+    write_table(records, tmp_path / "table.parquet")
+    kept = {each.run: each.predictions for each in read_table(tmp_path / "table.parquet")}
+    assert kept == {each.run: each.predictions for each in records}
+    assert record.predictions
 
 
 @pytest.mark.parametrize(

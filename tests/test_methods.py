@@ -153,8 +153,9 @@ def test_shifted_inputs_are_moved_in_training_and_nowhere_else():
     assert trainer.train_epoch(next(trainer.epochs())) != Trainer(RUN).train_epoch(next(Trainer(RUN).epochs()))
 
 
-def test_blurred_inputs_are_blurred_in_training_and_in_tests():
-    trainer, sharp = Trainer(replace(RUN, inputs=Choice.of("blur", size=5))), Trainer(RUN)
+@pytest.mark.parametrize("size", [5, 15])  # the digits are 8x8: a longer kernel is made as long as they are
+def test_blurred_inputs_are_blurred_in_training_and_in_tests(size):
+    trainer, sharp = Trainer(replace(RUN, inputs=Choice.of("blur", size=size))), Trainer(RUN)
     for blurred, before in ((trainer.split, sharp.split), (trainer.dataset.test, sharp.dataset.test)):
         assert blurred.x.diff(dim=3).norm() < 0.8 * before.x.diff(dim=3).norm()
 

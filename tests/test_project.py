@@ -12,7 +12,8 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import experiments, report, workspace
+from convopt.lab import correctness, experiments, factorial, report, workspace
+from convopt.lab.experiments.factorial import STEPS
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
@@ -66,33 +67,65 @@ def test_the_readme_shows_the_published_table():
         assert f"| {' | '.join(values[:4])} |" in README
 
 
-def test_the_readme_quotes_differences_as_they_were_measured():
-    """All that it quotes, "+1.4 [+1.1, +1.7]" and the like, and nothing else."""
+def published(name: str) -> Results:
+    experiment = experiments.find(name)
     records = {record.run: record for record in workspace.published_records()}
+    return Results(experiment, [records[run] for run in experiment.runs()])
 
-    def results(name: str) -> Results:
-        experiment = experiments.find(name)
-        return Results(experiment, [records[run] for run in experiment.runs()])
 
-    sizes, labels, rivals = results("07-batch-size-tuned"), results("09-controls-label-noise"), results("11-rivals")
-    clean, convnet, permuted = (results(f"04-wiener-{name}") for name in ("clean", "convnet", "permuted"))
-    robust = results("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
+def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_they_were_measured():
+    """All that it quotes, "+1.4 [+1.1, +1.7]" and the like, and nothing else."""
+    tuned, sizes = published("15-factorial"), published("07-batch-size-tuned")
+    robust = published("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
     measured = [
-        *(labels.where(label_noise=share).difference("WienerSGD", "Adam") for share in (0.0, 0.15, 0.3, 0.45)),
-        *(rivals.difference("WienerSGD", label) for label in ("SGD", "Adam", "Adam, cosine", "Muon", "SAM")),
         *(
-            sizes.where(batch_size=size).difference(label, "SGD")
-            for label in ("WienerSGD", "ConvolutionalSGDv2 (uniform)")
+            correctness.headline(tuned, f"SGD, {treatment}", f"SGD, {control}")
+            for treatment, control in (
+                ("Wiener filter, cosine", "raw gradient, cosine"),
+                ("fixed kernel, cosine", "raw gradient, cosine"),
+                ("Wiener filter, cosine", "fixed kernel, cosine"),
+                ("raw gradient, SNRAnnealing", "raw gradient, cosine"),
+                ("fixed kernel, cosine", "shifted inputs, cosine"),
+                ("fixed kernel, cosine", "blurred inputs, cosine"),
+            )
+        ),
+        correctness.headline(published("04-wiener-permuted"), "WienerSGD without annealing", "SGD"),
+        correctness.headline(published("11-rivals"), "ConvolutionalSGD", "SGD"),
+        *(
+            correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
             for size in (8, 64, 256)
         ),
-        *(clean.difference("WienerSGD", label) for label in ("SGD", "Adam")),
-        *(convnet.difference("Adam + SNRAnnealing", label) for label in ("Adam", "Adam, cosine, tuned")),
-        permuted.difference("WienerSGD without annealing", "SGD"),
-        results("05-standard").where(model="IllConditionedNet").difference("WienerSGD", "Adam"),
-        robust.difference("WienerSGD", "SGD", "pgd"),
+        correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
     assert quoted == measured
+
+
+def test_the_readme_shows_the_accuracy_of_every_combination():
+    found = factorial.cells(published("15-factorial"))
+    for gradient in {gradient for _, gradient, _ in found}:
+        cells = [found.get(("SGD", gradient, step)) for step in STEPS]
+        shown = [report.format_interval(cell, 1) if cell else "" for cell in cells]
+        assert f"| {gradient} | {' | '.join(shown)} |" in README
+
+
+def test_the_front_page_quotes_differences_between_arms_that_were_tuned_alike():
+    """Each is made by ``headline``, which refuses others."""
+    quoted = re.findall(r"executed/([\w-]+)\.ipynb::([\w-]+):s`", (ROOT / "book" / "index.md").read_text())
+    assert len(quoted) >= 4
+    for page, name in quoted:
+        if name == "dataset":
+            continue
+        notebook = json.loads((ROOT / "notebooks" / f"{page}.ipynb").read_text())
+        lines = [line for cell in notebook["cells"] for line in cell["source"] if "glue(" in line]
+        made = [line for line in lines if re.fullmatch(re.sub(r"{\w+}", ".+", named(line)), name)]
+        assert made, name
+        assert all("headline(" in line for line in made)
+
+
+def named(line: str) -> str:
+    """The name that a line glues something to; of an f-string with its braces."""
+    return re.search(r'glue\(f?"([^"]+)"', line).group(1)
 
 
 def test_a_devcontainer_gets_the_same_environment_and_python():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from convopt.lab import experiments
+from convopt.lab import experiments, workspace
 from convopt.lab.records import Record
 from convopt.lab.selection import select
 from convopt.lab.study import Study
@@ -63,3 +63,13 @@ def test_a_record_of_an_unknown_data_set_belongs_to_no_experiment():
     assert STRESS.label(strange.run) is None
     with pytest.raises(ValueError, match='got "minst"; did you mean mnist'):
         STRESS.runs("minst")
+
+
+def test_seeds_that_only_tuned_are_neither_shown_nor_mentioned():
+    published = workspace.published_records()
+    rivals = experiments.find("11-rivals")
+    seeds = {record.run.seed for record in published if rivals.label(record.run)}
+    assert experiments.search.TUNING_SEED in seeds
+    selected = select(rivals, published)
+    assert {record.run.seed for record in selected.shown} == set(range(10))
+    assert selected.told_of_others() is None

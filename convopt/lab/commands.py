@@ -6,6 +6,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,9 @@ def check_records(options: argparse.Namespace) -> int:
 
 
 def publish_records(options: argparse.Namespace) -> int:
-    """Write the table of published runs."""
+    """Write the table of published runs, and the classes that their predictions are about."""
+    from convopt.lab import correctness
+
     published = workspace.project_folder() / workspace.PUBLISHED
     store = records.Store(options.store, published=published)
     runs = experiments.published_runs()
@@ -175,7 +178,11 @@ def publish_records(options: argparse.Namespace) -> int:
             "`convopt run EXPERIMENT` makes them"
         )
     _require_store(options.store)  # what was published before would be written again, and called new
+    trials = experiments.tuning_runs()  # of which nobody asks for predictions
+    found = [replace(record, predictions={}) if record.run in trials else record for record in found]
+    labels = correctness.packed_labels(found)
     records.write_table(found, published)
+    records.write_atomically(published.parent / workspace.LABELS.name, json.dumps(labels, indent=1).encode())
     print(f"{len(found)} records -> {published}")
     return 0
 

@@ -258,7 +258,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
-                "predictions": json.dumps(record.predictions) if record.predictions else None,
+                "predictions": json.dumps(record.predictions),
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))

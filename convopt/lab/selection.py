@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from convopt.lab import experiments
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record
 
@@ -47,7 +48,8 @@ def select(
     """What a report of ``experiment`` shows.
 
     That is what the experiment's page shows, MNIST with the experiment's own seeds and epochs, unless something else is
-    asked for. Where there is nothing of it, other epochs and then other data sets stand in for what was left open.
+    asked for. Where there is nothing of it, other epochs and then other data sets stand in for what was left open. Runs
+    that only tuned something are not mentioned, though their settings may be an arm's.
     """
     own = [record for record in records if experiment.label(record.run)]
     seeds = None if seeds is None else list(seeds)
@@ -65,6 +67,7 @@ def select(
         found.append([record for record in own if record.run in wanted])
     shown = next(filter(None, found), [])
     runs = {record.run for record in shown}
+    runs |= set() if experiment.is_search else experiments.tuning_runs()
     return Selection(shown, [record for record in own if record.run not in runs], exact=bool(found[0]))
 
 

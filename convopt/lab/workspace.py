@@ -8,6 +8,9 @@ from convopt.lab.records import Record, Store, read_table
 PUBLISHED = Path("book/records/published.parquet")
 """The table of published runs inside the project folder."""
 
+LABELS = Path("book/records/labels.json")
+"""The classes of the inputs that published predictions are about, inside the project folder."""
+
 COSTS = Path("book/records/costs.json")
 """The published measurement of what steps cost, inside the project folder."""
 

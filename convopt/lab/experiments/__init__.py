@@ -32,7 +32,16 @@ from convopt.lab.experiments.common import (
     WIENER_SGD,
 )
 from convopt.lab.experiments.controls import BLURRED, pixel_kernel
-from convopt.lab.experiments.registry import EXPERIMENTS, PAGES, SEARCHES, find, on_page, page_of, published_runs
+from convopt.lab.experiments.registry import (
+    EXPERIMENTS,
+    PAGES,
+    SEARCHES,
+    find,
+    on_page,
+    page_of,
+    published_runs,
+    tuning_runs,
+)
 from convopt.lab.experiments.search import chosen, read_choices
 
 __all__ = [
@@ -79,5 +88,6 @@ __all__ = [
     "published_runs",
     "read_choices",
     "trials",
+    "tuning_runs",
     "with_options",
 ]

@@ -161,7 +161,7 @@ COMPARED = tuple(label for label in SPACES if is_chosen(SEARCH, label) and label
 
 
 def _at_best_trial(labels: Iterable[str]) -> tuple[Arm, ...]:
-    return tuple(Arm(label, best_trial(label), STRESS) for label in labels)
+    return tuple(Arm(label, best_trial(label), STRESS, ("learning rate", "options")) for label in labels)
 
 
 EXPERIMENTS = (

@@ -53,7 +53,7 @@ def _tuned() -> Iterable[Arm]:
     for size, setting in SETTINGS.items():
         for label, recipe, _ in ABLATION_TUNED:
             lr = chosen("07-batch-size-tuning", f"batch {size}: {label}")
-            yield Arm(label, with_options(recipe, lr=lr), setting)
+            yield Arm(label, with_options(recipe, lr=lr), setting, ("learning rate",))
 
 
 EXPERIMENTS = (

@@ -51,6 +51,9 @@ BASES = {
 }
 """Optimizers, each with the least and largest learning rate that are drawn, and further options."""
 
+STUDIED = ("SGD",)
+"""Those of them that have been trained so far."""
+
 WIDTHS = (7, 15)
 GRADIENTS = {
     "raw gradient": Level({}, {}),
@@ -123,22 +126,29 @@ class Cell:
         return Arm(label or self.label, recipe, replace(STRESS, epochs=settings["epochs"]), TUNED)
 
 
+def _label(base: str, level: str, step: str) -> str:
+    return f"{base}, {level}, {step}"
+
+
 def _cell(base: str, level: str, step: str, levels: dict[str, Level]) -> Cell:
     recipe, rates, options = BASES[base]
     of_gradient, of_step = levels[level], STEPS[step]
     recipe = replace(recipe, **of_gradient.fields, **of_step.fields)
     options = {**options, **of_gradient.options, **of_step.options}
-    return Cell(f"{base}, {level}, {step}", recipe, rates, options)
+    return Cell(_label(base, level, step), recipe, rates, options)
 
 
-CELLS = {
-    cell.label: cell
-    for cell in (
-        *(_cell(*names, GRADIENTS) for names in itertools.product(BASES, GRADIENTS, STEPS)),
-        *(_cell(base, level, "cosine", INPUTS) for base in ("SGD", "AdamW") for level in INPUTS),
+NAMES = {
+    _label(*names): names
+    for names in (
+        *itertools.product(STUDIED, GRADIENTS, STEPS),
+        *((base, inputs, "cosine") for base in STUDIED if base in ("SGD", "AdamW") for inputs in INPUTS),
     )
 }
-"""All that is compared, by label."""
+"""Optimizer, gradient or inputs, and step of all that is compared, by label."""
+
+CELLS = {label: _cell(*names, {**GRADIENTS, **INPUTS}) for label, names in NAMES.items()}
+"""What each of them is."""
 
 FIRST_SEARCH, SECOND_SEARCH = "15-factorial-search", "15-factorial-neighbours"
 
@@ -165,19 +175,16 @@ def _second() -> Iterable[Trial]:
 SEARCHES = {FIRST_SEARCH: tuple(_first()), SECOND_SEARCH: tuple(_second())}
 
 
-def tuned_arm(label: str) -> Arm:
-    """The cell with this label at the best of its trials. KeyError where none is chosen."""
-    return CELLS[label].arm(chosen(SECOND_SEARCH, label))
+def chosen_settings(label: str) -> dict[str, Any]:
+    """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
+    return chosen(SECOND_SEARCH, label)
 
-
-DONE = tuple(label for label in CELLS if is_chosen(SECOND_SEARCH, label))
-"""Cells whose search is done."""
 
 EXPERIMENTS = (
     Experiment(
         name=PAGE,
         title="Stress test: gradient, step and optimizer in all combinations, each with rate and epochs tuned",
-        arms=tuple(map(tuned_arm, DONE)),
+        arms=tuple(CELLS[label].arm(chosen_settings(label)) for label in CELLS if is_chosen(SECOND_SEARCH, label)),
         first_seed=FIRST_SEED,
     ),
     *(

@@ -1,10 +1,13 @@
 """All experiments, page by page."""
 
+from functools import cache
+
 from convopt.lab.experiments import (
     adversarial,
     baselines,
     batch_size,
     controls,
+    factorial,
     kernel_evolution,
     standard,
     stress_test,
@@ -15,7 +18,7 @@ from convopt.lab.experiments.search import Search
 from convopt.lab.names import require_known
 from convopt.lab.runs import Run
 
-_CATALOGUE = (wiener, standard, stress_test, batch_size, kernel_evolution, controls, adversarial, baselines)
+_CATALOGUE = (wiener, standard, stress_test, batch_size, kernel_evolution, controls, adversarial, baselines, factorial)
 
 PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page in _CATALOGUE}
 """The experiments of each page, by the stem of its notebook."""
@@ -23,7 +26,7 @@ PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page
 EXPERIMENTS = {experiment.name: experiment for of_page in PAGES.values() for experiment in of_page}
 """All experiments by name."""
 
-SEARCHES: dict[str, Search] = {**wiener.SEARCHES, **batch_size.SEARCHES, **baselines.SEARCHES}
+SEARCHES: dict[str, Search] = {**wiener.SEARCHES, **batch_size.SEARCHES, **baselines.SEARCHES, **factorial.SEARCHES}
 """The trials of those experiments that choose settings, by the experiment's name."""
 
 
@@ -42,6 +45,16 @@ def on_page(name: str) -> list[Experiment]:
     """All experiments of the page called ``name``, or the experiment called so; ValueError lists the known ones."""
     require_known("experiment", name, {*EXPERIMENTS, *PAGES})
     return [found for found in EXPERIMENTS.values() if name in (page_of(found.name), found.name)]
+
+
+@cache
+def tuning_runs() -> frozenset[Run]:
+    """The published runs of searches that no comparison has, too."""
+    searches, others = (
+        {run for each in EXPERIMENTS.values() if each.is_search is is_search for run in each.runs()}
+        for is_search in (True, False)
+    )
+    return frozenset(searches - others)
 
 
 def published_runs() -> list[Run]:

@@ -61,7 +61,7 @@ SEARCHES = {"04-wiener-tuning": tuple(_trials())}
 def _tuned(label: str, choice: str) -> Arm:
     """What is tuned, at the learning rate that the search chose."""
     recipe, setting, _ = CANDIDATES[choice]
-    return Arm(label, with_options(recipe, lr=chosen("04-wiener-tuning", choice)), setting)
+    return Arm(label, with_options(recipe, lr=chosen("04-wiener-tuning", choice)), setting, ("learning rate",))
 
 
 def _harmless(model: str) -> tuple[Arm, ...]:

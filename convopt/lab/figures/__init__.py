@@ -16,6 +16,7 @@ from convopt.lab.figures.kernels import (
 from convopt.lab.figures.results import (
     curves,
     dots,
+    factorial,
     growths,
     intervals,
     race,
@@ -34,6 +35,7 @@ __all__ = [
     "descents",
     "dots",
     "ema_biases",
+    "factorial",
     "gain_lines",
     "gains",
     "growing_gain",

@@ -81,7 +81,7 @@ def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> 
     return figure
 
 
-def _dot(axes: Axes, interval: Interval, row: int, colour: str) -> None:
+def _dot(axes: Axes, interval: Interval, row: float, colour: str) -> None:
     axes.plot(interval.mean, row, "o", color=colour, markersize=7)
     if interval.low is not None:
         axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
@@ -261,4 +261,27 @@ def tried(outcome: Outcome) -> Figure:
     axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds; {better} is better")
     figure.suptitle(f"{Path(outcome.plan.dataset).name}, {outcome.plan.network}")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> Figure:
+    """A panel per optimizer, a row per step, a dot with its interval per gradient: what helps, where.
+
+    Args:
+        accuracies: by optimizer, gradient and step; a combination that is missing leaves its place empty.
+        xlabel: what the values are.
+    """
+    bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    figure, panels = plt.subplots(1, len(bases), figsize=(3.6 + 2.6 * len(bases), 4.2), sharey=True, squeeze=False)
+    for base, axes in zip(bases, panels[0], strict=True):
+        for gradient, colour in colours(gradients).items():
+            offset = 0.6 / len(gradients) * (gradients.index(gradient) - (len(gradients) - 1) / 2)
+            for row, step in enumerate(steps):
+                if (base, gradient, step) in accuracies:
+                    _dot(axes, accuracies[base, gradient, step], row + offset, colour)
+            axes.plot([], [], "o", color=colour, label=gradient)
+        axes.set(title=base, xlabel=xlabel)
+    panels[0][0].set_yticks(range(len(steps)), steps)
+    panels[0][0].set_ylim(len(steps) - 0.5, -0.5)
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure

@@ -54,6 +54,11 @@ def _with_lengths_of(directions: list[Tensor], lengths: list[Tensor]) -> list[Te
     return torch._foreach_mul(directions, [scale.nan_to_num(0.0, 0.0, 0.0) for scale in scales])
 
 
+def _fitting(size: int, grid: Grid) -> int:
+    """Taps along each axis, odd: ``size``, or as many as the grid has room for."""
+    return min(size, min(grid) - 1 + min(grid) % 2)
+
+
 def smooth_over_pixels(optimizer: Optimizer, weight: nn.Parameter, grid: Grid, kernel: str, size: int) -> None:
     """From now on ``optimizer`` sees the gradient of ``weight`` smoothed over the pixels by a fixed kernel.
 
@@ -66,9 +71,8 @@ def smooth_over_pixels(optimizer: Optimizer, weight: nn.Parameter, grid: Grid, k
         kernel: a name of ``NAMED_KERNELS``.
         size: taps along each axis, odd; a kernel that does not fit the grid is made as large as it can be.
     """
-    largest = min(grid) - 1 + min(grid) % 2
     # The kernel is a product of one for each axis, so two small matrices do what transforms do in thrice the time.
-    taps = NAMED_KERNELS[kernel](min(size, largest), 1)
+    taps = NAMED_KERNELS[kernel](_fitting(size, grid), 1)
     rows, columns = (apply_gain(torch.eye(length), kernel_gain(taps, (length,))) for length in grid)
 
     def smooth(*_: Any) -> None:
@@ -91,8 +95,11 @@ FILTERS["fixed kernel"] = Wrapper(around_fixed_kernel)
 
 
 def blurred(inputs: Tensor, grid: Grid, size: int) -> Tensor:
-    """Inputs whose last axes are the grid, smoothed by the binomial kernel of ``size`` taps along each axis."""
-    return apply_gain(inputs, kernel_gain(NAMED_KERNELS["binomial"](size, len(grid)), grid))
+    """Inputs whose last axes are the grid, smoothed by the binomial kernel of ``size`` taps along each axis.
+
+    A kernel that does not fit the grid is made as large as it can be.
+    """
+    return apply_gain(inputs, kernel_gain(NAMED_KERNELS["binomial"](_fitting(size, grid), len(grid)), grid))
 
 
 def add_gradient_noise(optimizers: Iterable[Optimizer], power: float, seed: int) -> None:

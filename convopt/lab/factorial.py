@@ -1,0 +1,104 @@
+"""What the factorial of page 15 says: its cells, the questions that pairs of them answer, and what its search chose."""
+
+from statistics import fmean
+
+import pandas as pd
+
+from convopt.lab.correctness import Pair, accuracies
+from convopt.lab.experiments.factorial import CELLS, INPUTS, NAMES, STUDIED, chosen_settings
+from convopt.lab.records import Record, finished
+from convopt.lab.report import Table, by_seed, measured
+from convopt.lab.stats import Interval
+from convopt.lab.study import Results
+
+GRADIENTS_PER_STEP = {"SAM": 2}
+"""Backward passes of a step, where it takes more than one."""
+
+
+def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
+    """The accuracy of each cell with records, by optimizer, gradient and step."""
+    found = accuracies(results.arms)
+    return {names: found[label] for label, names in NAMES.items() if label in found}
+
+
+def questions() -> list[Pair]:
+    """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
+    pairs = []
+    for base in STUDIED:
+
+        def arm(gradient: str, step: str, base: str = base) -> str:
+            return f"{base}, {gradient}, {step}"
+
+        pairs += [
+            Pair(f"{base}: does a filter help a tuned cosine?", arm(filter_, "cosine"), arm("raw gradient", "cosine"))
+            for filter_ in ("fixed kernel", "Wiener filter")
+        ]
+        pairs += [
+            Pair(
+                f"{base}: is a learned gain better than a fixed one?",
+                arm("Wiener filter", "cosine"),
+                arm("fixed kernel", "cosine"),
+            ),
+            Pair(
+                f"{base}: does annealing help a constant rate?",
+                arm("raw gradient", "SNRAnnealing"),
+                arm("raw gradient", "constant"),
+            ),
+        ]
+        pairs += [
+            Pair(f"{base}: annealing or a tuned cosine?", arm(gradient, "SNRAnnealing"), arm(gradient, "cosine"))
+            for gradient in ("raw gradient", "fixed kernel", "Wiener filter")
+        ]
+        pairs += [
+            Pair(f"{base}: {step} or a tuned cosine?", arm("raw gradient", step), arm("raw gradient", "cosine"))
+            for step in ("warm-up, stable, decay", "averaged weights")
+        ]
+        pairs += [
+            Pair(f"{base}: a kernel on the gradient or {inputs}?", arm("fixed kernel", "cosine"), arm(inputs, "cosine"))
+            for inputs in INPUTS
+            if arm(inputs, "cosine") in CELLS
+        ]
+    return pairs
+
+
+def chosen_table(results: Results, name: str) -> Table:
+    """Of each arm the settings that the search chose, what they cost, and the accuracies that result."""
+    found, rows = accuracies(results.arms), []
+    for label, arm in results.arms.items():
+        if label not in found:
+            continue
+        settings = chosen_settings(label)
+        extra = [f"{option} {value:g}" for option, value in settings.items() if option not in ("lr", "epochs")]
+        run = arm[0].run
+        passes = settings["epochs"] * GRADIENTS_PER_STEP.get(run.optimizer.name, 1)
+        rows.append(
+            {
+                "arm": label,
+                "learning rate": settings["lr"],
+                "epochs": str(settings["epochs"]),
+                "further": ", ".join(extra),
+                "gradients per image": str(passes),
+                "confirmation acc. (%)": found[label],
+                "final acc. (%)": Interval(fmean(by_seed(arm, "final").values()), None, None),
+            }
+        )
+    return Table(pd.DataFrame(rows), name)
+
+
+def chosen_by_noisy_labels(search: Results) -> pd.DataFrame:
+    """What becomes of each cell's choice where the validation labels are as noisy as the training's.
+
+    Returns:
+        A row per cell: ``same choice``, whether the same trial is best; ``loss``, by how many points the clean
+        validation accuracy of the trial that noisy labels choose is below that of the best one.
+    """
+    rows = []
+    for label, trials in search.arms.items():
+        done: list[Record] = finished(trials)
+        best, noisy = (
+            max(done, key=lambda record, m=measure: measured(record, m))
+            for measure in ("validation", "noisy_validation")
+        )
+        lost = measured(best, "validation") - measured(noisy, "validation")
+        rows.append({"cell": label, "same choice": best.run == noisy.run, "loss": lost})
+    return pd.DataFrame(rows).set_index("cell")

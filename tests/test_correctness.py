@@ -1,0 +1,124 @@
+"""Arms are compared over seeds and images, on images that chose nothing, and only where they were tuned alike."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convopt.lab import correctness, data, experiments, stats, training
+from convopt.lab.correctness import Pair
+from convopt.lab.experiments import Arm, Experiment
+from convopt.lab.predictions import pack
+from convopt.lab.study import Results
+
+SETTING = replace(experiments.STRESS, n_train=400, epochs=1)
+LABELS = data.load("digits").test.y.numpy()
+
+
+def right(rng, seeds, inputs, share):
+    return {seed: 100.0 * (rng.random(inputs) < share) for seed in range(seeds)}
+
+
+class TestCrossedDifference:
+    def test_the_interval_covers_a_true_difference_that_seeds_and_images_blur(self):
+        rng, covered = np.random.default_rng(0), 0
+        for _ in range(60):
+            difficulty, by_seed = rng.normal(0, 1, 400), rng.normal(0, 0.1, (2, 12))
+            arms = [
+                {
+                    seed: shift + by_seed[arm][seed] + difficulty * 0.3 * shift + rng.normal(0, 1, 400)
+                    for seed in range(12)
+                }
+                for arm, shift in enumerate((0.5, 0.0))
+            ]
+            interval = stats.crossed_difference(*arms).interval
+            covered += interval.low <= 0.5 <= interval.high
+        assert covered >= 54
+
+    def test_few_images_widen_it_as_few_seeds_do(self):
+        rng = np.random.default_rng(1)
+
+        def width(seeds, inputs):
+            difficulty = rng.random(inputs)
+            arms = [{seed: 100.0 * (rng.random(inputs) < difficulty * s) for seed in range(seeds)} for s in (0.9, 0.8)]
+            interval = stats.crossed_difference(*arms).interval
+            return interval.high - interval.low
+
+        assert width(40, 200) > 1.5 * width(40, 5000)
+        assert width(3, 2000) > 1.5 * width(40, 2000)
+
+    def test_what_differs_is_found_and_what_is_equal_is_found_equal(self):
+        rng = np.random.default_rng(2)
+        found = stats.crossed_difference(right(rng, 10, 9000, 0.94), right(rng, 10, 9000, 0.92))
+        assert found.p < 0.001 < 0.9 < found.p_equal
+        same = right(rng, 10, 9000, 0.94)
+        found = stats.crossed_difference(same, {seed: values[::-1] for seed, values in same.items()})
+        assert found.p_equal < 0.05 < 0.9 < found.p
+
+    def test_one_seed_has_no_interval_and_none_is_refused(self):
+        one = {0: np.zeros(5)}
+        assert stats.crossed_difference(one, one) == (stats.Interval(0.0, None, None), 1.0, 1.0)
+        with pytest.raises(ValueError, match="must have a seed in common"):
+            stats.crossed_difference(one, {1: np.zeros(5)})
+
+
+@pytest.fixture(scope="module")
+def results():
+    arms = tuple(
+        Arm(name, recipe, SETTING, tuned)
+        for name, recipe, tuned in (
+            ("SGD", experiments.SGD, ("learning rate",)),
+            ("Adam", experiments.ADAM, ("learning rate",)),
+            ("AdamW", experiments.ADAMW, ("learning rate", "epochs")),
+        )
+    )
+    experiment = Experiment("small", "small", arms)
+    return Results(experiment, [training.train(run) for run in experiment.runs("digits", range(2))])
+
+
+def test_what_is_correct_adds_up_to_the_accuracy(results):
+    for records in results.arms.values():
+        shares = correctness.correct(records)
+        assert [shares[record.run.seed].mean() for record in records] == pytest.approx(
+            [100 * record.final for record in records]
+        )
+
+
+def test_arms_that_were_not_tuned_alike_are_not_compared(results):
+    assert correctness.compare(results, Pair("?", "SGD", "Adam")).interval.mean == pytest.approx(
+        100 * np.mean([a.final - b.final for a, b in zip(results.arms["SGD"], results.arms["Adam"], strict=True)])
+    )
+    with pytest.raises(ValueError, match="AdamW and SGD must be tuned alike"):
+        correctness.compare(results, Pair("?", "AdamW", "SGD"))
+
+
+def test_a_table_says_better_worse_no_difference_or_undecided(results):
+    def told(shares):
+        """Of arms that get so many of the images right, each image independently, with ten seeds."""
+        rng = np.random.default_rng(3)
+        records = []
+        for label, share in zip(("SGD", "Adam"), shares, strict=True):
+            of_arm = results.arms[label][0]
+            for seed in range(10):
+                wrong = rng.random(len(LABELS)) >= share
+                predictions = {"test": pack(np.where(wrong, (LABELS + 1) % 10, LABELS).astype(np.uint8))}
+                records.append(replace(of_arm, run=replace(of_arm.run, seed=seed), predictions=predictions))
+        table = correctness.comparisons(Results(results.experiment, records), [Pair("?", "SGD", "Adam")], "x")
+        return table.frame.verdict[0]
+
+    assert told((0.95, 0.8)) == "better"
+    assert told((0.8, 0.95)) == "worse"
+    assert told((1.0, 1.0)) == "no difference"
+    assert told((0.9, 0.9)) == "undecided"
+
+
+def test_published_predictions_are_judged_without_the_data(monkeypatch):
+    packed = {"digits": {"test": pack((LABELS[::-1] % 10).astype(np.uint8))}}
+    monkeypatch.setattr(correctness, "_published_labels", lambda: packed)
+    assert correctness.labels_of("digits", "test").tolist() == LABELS[::-1].tolist()
+
+
+def test_labels_are_packed_of_what_the_predictions_are_about(results):
+    packed = correctness.packed_labels(results.records)
+    assert list(packed) == ["digits"]
+    assert list(packed["digits"]) == ["test"]
