@@ -112,6 +112,19 @@ def test_a_table_says_better_worse_no_difference_or_undecided(results):
     assert told((0.9, 0.9)) == "undecided"
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (("SGD, raw, cosine", "SGD, filtered, cosine"), ["raw", "filtered"]),
+        (("SGD, raw, warm-up, decay", "SGD, raw, cosine"), ["warm-up, decay", "cosine"]),
+        (("SGD", "Adam"), ["SGD", "Adam"]),
+        (("SGD, cosine", "cosine"), ["SGD, cosine", "cosine"]),
+    ],
+)
+def test_a_difference_names_what_differs(labels, told):
+    assert correctness._what_differs(*labels) == told
+
+
 def test_published_predictions_are_judged_without_the_data(monkeypatch):
     packed = {"digits": {"test": pack((LABELS[::-1] % 10).astype(np.uint8))}}
     monkeypatch.setattr(correctness, "_published_labels", lambda: packed)

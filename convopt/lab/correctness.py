@@ -108,6 +108,8 @@ def _require_tuned_alike(results: Results, treatment: str, control: str) -> None
 def comparisons(results: Results, pairs: Sequence[Pair], name: str) -> Table:
     """A row per pair: the difference over seeds and inputs, and what two tests say of it, corrected for all rows.
 
+    Of labels like "SGD, raw gradient, cosine" a row names the parts that differ. Its question says the others.
+
     "better" and "worse" where the difference passes the test of there being none; "no difference" where it certainly
     is less than ``stats.EQUIVALENCE`` points; "undecided" where neither.
     """
@@ -116,7 +118,7 @@ def comparisons(results: Results, pairs: Sequence[Pair], name: str) -> Table:
     rows = [
         {
             "question": pair.question,
-            "difference": f"{pair.treatment} minus {pair.control}",
+            "difference": " minus ".join(_what_differs(pair.treatment, pair.control)),
             "points": each.interval,
             "p, Holm": p,
             "p, equal": p_equal,
@@ -125,7 +127,17 @@ def comparisons(results: Results, pairs: Sequence[Pair], name: str) -> Table:
         }
         for (pair, each), p, p_equal in zip(found, different, equal, strict=True)
     ]
-    return Table(pd.DataFrame(rows), name, signed=True, index=2)
+    return Table(pd.DataFrame(rows), name, signed=True, index=2, decimals=1)
+
+
+def _what_differs(*labels: str) -> list[str]:
+    """Labels of parts that commas separate, without what they have in common at their beginnings and ends."""
+    parts = [label.split(", ") for label in labels]
+    for _ in range(2):  # from the front, then from the back
+        while all(len(of_one) > 1 for of_one in parts) and len({of_one[0] for of_one in parts}) == 1:
+            parts = [of_one[1:] for of_one in parts]
+        parts = [of_one[::-1] for of_one in parts]
+    return [", ".join(of_one) for of_one in parts]
 
 
 def _verdict(difference: Interval, p: float, p_equal: float) -> str:

@@ -1,11 +1,12 @@
 """What the factorial of page 15 says: its cells, the questions that pairs of them answer, and what its search chose."""
 
+from collections.abc import Iterator
 from statistics import fmean
 
 import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies
-from convopt.lab.experiments.factorial import CELLS, INPUTS, NAMES, STUDIED, chosen_settings
+from convopt.lab.experiments.factorial import CELLS, GRADIENTS, INPUTS, NAMES, STUDIED, chosen_settings
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
 from convopt.lab.stats import Interval
@@ -23,42 +24,32 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
-    pairs = []
-    for base in STUDIED:
+    return [pair for base in STUDIED for pair in _questions(base)]
 
-        def arm(gradient: str, step: str, base: str = base) -> str:
-            return f"{base}, {gradient}, {step}"
 
-        pairs += [
-            Pair(f"{base}: does a filter help a tuned cosine?", arm(filter_, "cosine"), arm("raw gradient", "cosine"))
-            for filter_ in ("fixed kernel", "Wiener filter")
-        ]
-        pairs += [
-            Pair(
-                f"{base}: is a learned gain better than a fixed one?",
-                arm("Wiener filter", "cosine"),
-                arm("fixed kernel", "cosine"),
-            ),
-            Pair(
-                f"{base}: does annealing help a constant rate?",
-                arm("raw gradient", "SNRAnnealing"),
-                arm("raw gradient", "constant"),
-            ),
-        ]
-        pairs += [
-            Pair(f"{base}: annealing or a tuned cosine?", arm(gradient, "SNRAnnealing"), arm(gradient, "cosine"))
-            for gradient in ("raw gradient", "fixed kernel", "Wiener filter")
-        ]
-        pairs += [
-            Pair(f"{base}: {step} or a tuned cosine?", arm("raw gradient", step), arm("raw gradient", "cosine"))
-            for step in ("warm-up, stable, decay", "averaged weights")
-        ]
-        pairs += [
-            Pair(f"{base}: a kernel on the gradient or {inputs}?", arm("fixed kernel", "cosine"), arm(inputs, "cosine"))
-            for inputs in INPUTS
-            if arm(inputs, "cosine") in CELLS
-        ]
-    return pairs
+def _questions(base: str) -> Iterator[Pair]:
+    def pair(question: str, treatment: tuple[str, str], control: tuple[str, str]) -> Pair:
+        return Pair(question, *(", ".join((base, *names)) for names in (treatment, control)))
+
+    for gradient in ("fixed kernel", "Wiener filter"):
+        yield pair(f"{base}, cosine: does a filter help?", (gradient, "cosine"), ("raw gradient", "cosine"))
+    yield pair(
+        f"{base}, cosine: is a learned gain better than a fixed one?",
+        ("Wiener filter", "cosine"),
+        ("fixed kernel", "cosine"),
+    )
+    yield pair(
+        f"{base}, raw gradient: does annealing help a constant rate?",
+        ("raw gradient", "SNRAnnealing"),
+        ("raw gradient", "constant"),
+    )
+    for gradient in GRADIENTS:
+        yield pair(f"{base}, {gradient}: annealing or a cosine?", (gradient, "SNRAnnealing"), (gradient, "cosine"))
+    for step in ("warm-up, stable, decay", "averaged weights"):
+        yield pair(f"{base}, raw gradient: this or a cosine?", ("raw gradient", step), ("raw gradient", "cosine"))
+    for inputs in INPUTS:
+        if f"{base}, {inputs}, cosine" in CELLS:
+            yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
 
 
 def chosen_table(results: Results, name: str) -> Table:
@@ -73,7 +64,7 @@ def chosen_table(results: Results, name: str) -> Table:
         passes = settings["epochs"] * GRADIENTS_PER_STEP.get(run.optimizer.name, 1)
         rows.append(
             {
-                "arm": label,
+                **dict(zip(("optimizer", "gradient", "step"), NAMES[label], strict=True)),
                 "learning rate": settings["lr"],
                 "epochs": str(settings["epochs"]),
                 "further": ", ".join(extra),
@@ -82,7 +73,7 @@ def chosen_table(results: Results, name: str) -> Table:
                 "final acc. (%)": Interval(fmean(by_seed(arm, "final").values()), None, None),
             }
         )
-    return Table(pd.DataFrame(rows), name)
+    return Table(pd.DataFrame(rows), name, index=3)
 
 
 def chosen_by_noisy_labels(search: Results) -> pd.DataFrame:
