@@ -54,6 +54,15 @@ class TestCommitted:
             if cell.cell_type == "code" and "figure = figures." in cell.source:
                 assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
 
+    def test_training_in_no_cell_whose_figure_has_a_name(self, path):
+        """Its progress bar would be a second output of the cell, and the name would be given twice."""
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        studies = re.findall(r"^(\w+) = Study\(", "\n".join(cell.source for cell in cells), re.MULTILINE)
+        training = re.compile(rf"\b(?:{'|'.join(['Study', *studies])})(?:\.search)?\(")
+        for cell in cells:
+            if "figure" in cell.metadata.get("mystnb", {}):
+                assert not training.search(cell.source)
+
     def test_with_no_result_typed_into_the_prose(self, path):
         """Results come from records by glue. What a run is given, or an interval's level, may stand in the text."""
         result = re.compile(
