@@ -85,6 +85,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
                 ("fixed kernel, cosine", "raw gradient, cosine"),
                 ("Wiener filter, cosine", "fixed kernel, cosine"),
                 ("raw gradient, SNRAnnealing", "raw gradient, cosine"),
+                ("Wiener filter, SNRAnnealing", "Wiener filter, cosine"),
                 ("fixed kernel, cosine", "shifted inputs, cosine"),
                 ("fixed kernel, cosine", "blurred inputs, cosine"),
             )
