@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import tomllib
+from functools import cache
 
 import nbformat
 import pytest
@@ -14,6 +15,8 @@ from conftest import ROOT
 from convopt import cli
 from convopt.lab import correctness, experiments, factorial, report, workspace
 from convopt.lab.experiments.factorial import STEPS
+from convopt.lab.records import Record
+from convopt.lab.runs import Run
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
@@ -59,18 +62,21 @@ def test_conda_and_binder_get_the_versions_of_the_constraints_file():
 
 def test_the_readme_shows_the_published_table():
     experiment = experiments.find("06-stress-test")
-    records = {record.run: record for record in workspace.published_records()}
-    rows = report.rows(experiment, [records[run] for run in experiment.runs()])
+    rows = report.rows(experiment, published("06-stress-test").records)
     assert rows
     for row in rows:
         values = [str(cell) for cell in report.table(experiment, [row], report.MEASURES).text().iloc[0]]
         assert f"| {' | '.join(values[:4])} |" in README
 
 
+@cache
+def published_by_run() -> dict[Run, Record]:
+    return {record.run: record for record in workspace.published_records()}
+
+
 def published(name: str) -> Results:
     experiment = experiments.find(name)
-    records = {record.run: record for record in workspace.published_records()}
-    return Results(experiment, [records[run] for run in experiment.runs()])
+    return Results(experiment, [published_by_run()[run] for run in experiment.runs()])
 
 
 def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_they_were_measured():

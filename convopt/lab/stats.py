@@ -1,6 +1,7 @@
 """Statistics over seeds."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -120,16 +121,27 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
     mean = float(differences.mean())
     if len(seeds) < 2:
         return CrossedComparison(Interval(mean, None, None), 1.0, 1.0)
-    rng, (n_seeds, n_inputs), resampled = np.random.default_rng(0), differences.shape, []
-    for _ in range(CHUNKS):
-        inputs = rng.multinomial(n_inputs, np.full(n_inputs, 1 / n_inputs), size=CHUNK) / n_inputs
-        chosen = rng.multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=CHUNK) / n_seeds
-        resampled.append(np.einsum("rs,rs->r", chosen, inputs @ differences.T))
-    means = np.concatenate(resampled)
+    n_seeds, n_inputs = differences.shape
+    means = np.concatenate(
+        [
+            np.einsum("rs,rs->r", of_seeds / n_seeds, (of_inputs / n_inputs) @ differences.T)
+            for of_inputs, of_seeds in _draws(n_inputs, n_seeds)
+        ]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     error = float(means.std()) or np.finfo(float).tiny
     upper = [stats.t.sf(distance / error, n_seeds - 1) for distance in (abs(mean), EQUIVALENCE - abs(mean))]
     return CrossedComparison(Interval(mean, float(low), float(high)), float(2 * upper[0]), float(upper[1]))
+
+
+@lru_cache(maxsize=4)  # the tables of a page have many differences of as many seeds and inputs
+def _draws(*sizes: int) -> list[list[np.ndarray]]:
+    """How often each of so many is drawn, ``(CHUNK, size)`` for each of the sizes, in each of the chunks."""
+    rng = np.random.default_rng(0)
+    return [
+        [rng.multinomial(size, np.full(size, 1 / size), size=CHUNK).astype(np.uint16) for size in sizes]
+        for _ in range(CHUNKS)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,7 +1,5 @@
 """All experiments, page by page."""
 
-from functools import cache
-
 from convopt.lab.experiments import (
     adversarial,
     baselines,
@@ -47,7 +45,6 @@ def on_page(name: str) -> list[Experiment]:
     return [found for found in EXPERIMENTS.values() if name in (page_of(found.name), found.name)]
 
 
-@cache
 def tuning_runs() -> frozenset[Run]:
     """The published runs of searches that no comparison has, too."""
     searches, others = (
