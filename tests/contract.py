@@ -106,7 +106,7 @@ def refused_arguments() -> Iterator[tuple[OptimizerInfo, Any, type[Exception], s
 
 
 def make(info: OptimizerInfo, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-    """The optimizer over all of ``convolutional_model``; the Wiener ones are told what looks at pictures."""
+    """The optimizer over all of ``convolutional_model``; the Wiener ones are told what looks at images."""
     options = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     if info.optim_cls in (WienerSGD, WienerAdamW):
         dtype = next(model.parameters()).dtype

@@ -19,7 +19,7 @@ ANNEALING = {"warmup": 5, "power": 1.0}
 
 
 class Network(nn.Sequential):
-    """Its first layer looks at pictures of 8 x 8."""
+    """Its first layer looks at images of 8 x 8."""
 
     def __init__(self, seed: int = 0):
         torch.manual_seed(seed)

@@ -19,7 +19,7 @@ def trained():
 
 
 @pytest.mark.parametrize("name", ["FGSM", "PGD"])
-def test_pictures_stay_within_epsilon_and_the_loss_grows(trained, name):
+def test_images_stay_within_epsilon_and_the_loss_grows(trained, name):
     model, dataset = trained
     x, y = dataset.test.x, dataset.test.y
     black, white = dataset.train.x.min(), dataset.train.x.max()

@@ -8,7 +8,7 @@ from surroundings import SURROUNDINGS
 from torch import Tensor
 
 from convopt.theory import _shifts, _ways, kernel_loss, kernels, smoothing, snr, spectrum
-from convopt.theory._shifts import LineShifts, PictureShifts, ShiftsInPieces
+from convopt.theory._shifts import ImageShifts, LineShifts, ShiftsInPieces
 
 PUBLIC = kernels, smoothing, kernel_loss, spectrum, snr
 
@@ -52,8 +52,8 @@ CALLS: dict[str, Callable[[], object]] = {
     "lines with a kernel each": lambda: LineShifts([LINE, LONG], 5).smooth(torch.stack([TAPS, TAPS])),
     "lines correlated": lambda: LineShifts([LINE, LONG], 5).correlate([OTHER, LONG]),
     "statistics of lines": lambda: LineShifts([LINE, LONG], 5).statistics(),
-    "images": lambda: PictureShifts([IMAGE], 3, "symmetric").smooth(TAPS_2D),
-    "images correlated": lambda: PictureShifts([IMAGE], 3, step=2).correlate([GAIN]),
+    "images": lambda: ImageShifts([IMAGE], 3, "symmetric").smooth(TAPS_2D),
+    "images correlated": lambda: ImageShifts([IMAGE], 3, step=2).correlate([GAIN]),
     "in pieces": lambda: ShiftsInPieces(LONG, 5).smooth(TAPS),
     "in pieces correlated": lambda: ShiftsInPieces(IMAGE, 3).correlate([GAIN]),
     "local_loss": lambda: kernel_loss.local_loss(LINE, OTHER, 0.1),

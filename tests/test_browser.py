@@ -88,13 +88,13 @@ def test_it_loads_whole_and_from_this_machine_alone(page, address, name):
 
 @for_every_page
 def test_from_a_file_it_looks_the_same(page, address, name):
-    pictures = []
+    images = []
     for url in (f"{address}/{name}", (HTML / name).as_uri()):
         visit(page, url, until="networkidle")
         shot = page.screenshot(animations="disabled")
-        pictures.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float))
+        images.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float))
     assert page.troubles == []
-    assert (abs(pictures[0] - pictures[1]) > 30).mean() < 1e-3
+    assert (abs(images[0] - images[1]) > 30).mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", WITH_FORMULAS)
@@ -169,7 +169,7 @@ def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(page, a
         page.keyboard.press("End")
         seen.append(shown(slider))
         places = min(4, int(slider.get_attribute("max")) + 1)  # the quick book has fewer epochs to show
-        assert len({picture for picture, _ in seen[1:]}) == len({value for _, value in seen[1:]}) == places
+        assert len({image for image, _ in seen[1:]}) == len({value for _, value in seen[1:]}) == places
         assert [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i] == others
     assert page.troubles == []
 
@@ -187,19 +187,19 @@ def test_a_slider_follows_a_finger(browser, address, name):
             page.touchscreen.tap(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
             seen.append(shown(slider))
         places = min(3, int(slider.get_attribute("max")) + 1)  # the quick book has fewer epochs to show
-        assert len({picture for picture, _ in seen}) == len({value for _, value in seen}) == places
+        assert len({image for image, _ in seen}) == len({value for _, value in seen}) == places
     context.close()
 
 
 def shown(slider: Locator) -> tuple[str, str]:
-    """The one picture that the slider shows, by its alternative text, and the value beside the slider."""
+    """The one image that the slider shows, by its alternative text, and the value beside the slider."""
     figure = slider.locator("xpath=ancestor::figure[1]")
-    pictures = figure.locator("img:visible")
-    assert pictures.count() == 1
+    images = figure.locator("img:visible")
+    assert images.count() == 1
     value = figure.locator("output").inner_text()
     assert slider.get_attribute("aria-valuetext") == value
-    assert pictures.get_attribute("alt").endswith(f" {value}")
-    return pictures.get_attribute("alt"), value
+    assert images.get_attribute("alt").endswith(f" {value}")
+    return images.get_attribute("alt"), value
 
 
 def test_there_are_sliders_to_move():

@@ -88,7 +88,7 @@ def test_only_the_chosen_layers_are_smoothed(weight):
         ours.smoothed_groups(groups, "middle")
 
 
-def test_blurred_pictures_have_lost_their_high_frequencies_and_kept_their_mean():
+def test_blurred_images_have_lost_their_high_frequencies_and_kept_their_mean():
     run = experiments.BLURRED.run(experiments.SGD, "digits", 1, 0)
     blurred, sharp = dataset_of(run).test.x, data.load("digits").test.x
     torch.testing.assert_close(blurred.mean((2, 3)), sharp.mean((2, 3)))

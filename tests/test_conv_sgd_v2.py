@@ -22,15 +22,15 @@ def direction(p: Parameter, **options) -> torch.Tensor:
     return -p.detach()
 
 
-LINE, PICTURE = kernels.uniform(3), kernels.uniform(3, 2)
+LINE, IMAGE = kernels.uniform(3), kernels.uniform(3, 2)
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        ((4, 6), lambda g: smooth(g, PICTURE)),  # Linear: over (out, in)
-        ((4, 5, 3, 3), lambda g: smooth(g, PICTURE)),  # Conv2d whose taps fit: over (kH, kW)
-        ((4, 5, 1, 2), lambda g: smooth(g.permute(2, 3, 0, 1), PICTURE).permute(2, 3, 0, 1)),  # over (out, in)
+        ((4, 6), lambda g: smooth(g, IMAGE)),  # Linear: over (out, in)
+        ((4, 5, 3, 3), lambda g: smooth(g, IMAGE)),  # Conv2d whose taps fit: over (kH, kW)
+        ((4, 5, 1, 2), lambda g: smooth(g.permute(2, 3, 0, 1), IMAGE).permute(2, 3, 0, 1)),  # over (out, in)
         ((4, 2, 2, 2), lambda g: smooth(g.flatten(), LINE).view_as(g)),  # neither fits: flattened
         ((2, 6), lambda g: smooth(g.flatten(), LINE).view_as(g)),
         ((7,), lambda g: smooth(g, LINE)),
@@ -56,9 +56,9 @@ def test_a_tensor_start_gives_both_kernels():
     start = ConvolutionalSGDv2([parameter((9,))], kernel_size=3, kernel_init=taps).kernels()
     torch.testing.assert_close(start["kernel_1d"], taps / 4)
     torch.testing.assert_close(start["kernel_2d"], torch.outer(taps, taps) / 16)
-    picture = torch.tensor([[0.0, 1, 0], [1, 4, 1], [0, 1, 0]])
-    start = ConvolutionalSGDv2([parameter((9,))], kernel_size=3, kernel_init=picture).kernels()
-    torch.testing.assert_close(start["kernel_2d"], picture / 8)
+    image = torch.tensor([[0.0, 1, 0], [1, 4, 1], [0, 1, 0]])
+    start = ConvolutionalSGDv2([parameter((9,))], kernel_size=3, kernel_init=image).kernels()
+    torch.testing.assert_close(start["kernel_2d"], image / 8)
     torch.testing.assert_close(start["kernel_1d"], taps * 0 + torch.tensor([1.0, 6, 1]) / 8)
 
 

@@ -57,9 +57,9 @@ def new_optimizer(name: str, model: nn.Module) -> torch.optim.Optimizer:
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Eight samples, of which two ranks get four each, and four ranks two."""
     generator = torch.Generator().manual_seed(1)
-    pictures = torch.randn(STEPS, 8, 30, generator=generator, dtype=torch.float64)
+    images = torch.randn(STEPS, 8, 30, generator=generator, dtype=torch.float64)
     teacher = torch.randn(30, 3, generator=generator, dtype=torch.float64)
-    return [(x, (x @ teacher).argmax(1)) for x in pictures]
+    return [(x, (x @ teacher).argmax(1)) for x in images]
 
 
 def average(loss: torch.Tensor, ranks: int) -> torch.Tensor:

@@ -26,31 +26,31 @@ def test_moving_a_control_redraws_the_figure_and_leaves_none_open():
         kernel=ipywidgets.Dropdown(options=["uniform", "binomial"]),
         taps=ipywidgets.Dropdown(options=range(1, 16, 2), value=5),
     )
-    controls, picture = explorer.children
+    controls, image = explorer.children
     kernel, taps = controls.children
-    seen = [picture.value]
+    seen = [image.value]
     kernel.value = "binomial"
-    seen.append(picture.value)
+    seen.append(image.value)
     taps.value = 9
-    seen.append(picture.value)
+    seen.append(image.value)
     assert all(re.match('<img src="data:image/png;base64,.*" alt="a gradient before', value) for value in seen)
     assert len(set(seen)) == 3
     assert (kernel.description, taps.description) == ("kernel", "taps")
     assert not plt.get_fignums()
 
 
-def test_the_slider_holds_a_picture_per_value_and_shows_the_one_it_starts_with():
+def test_the_slider_holds_a_image_per_value_and_shows_the_one_it_starts_with():
     def draw(value):
         figure, axes = plt.subplots()
         axes.set_title(str(value))
         return figure
 
     page = explorers.slider(draw, 'a "bell"', "taps", [1, 3, 5], start=1).data
-    pictures = re.findall(r"<img [^>]*>", page)
-    assert [re.search(r'data-value="(\d)"', picture)[1] for picture in pictures] == ["1", "3", "5"]
-    assert len({re.search(r"base64,(\S+)", picture)[1] for picture in pictures}) == 3
-    assert [picture.endswith("hidden>") for picture in pictures] == [True, False, True]
-    assert "a &quot;bell&quot;; taps 3" in pictures[1]
+    images = re.findall(r"<img [^>]*>", page)
+    assert [re.search(r'data-value="(\d)"', image)[1] for image in images] == ["1", "3", "5"]
+    assert len({re.search(r"base64,(\S+)", image)[1] for image in images}) == 3
+    assert [image.endswith("hidden>") for image in images] == [True, False, True]
+    assert "a &quot;bell&quot;; taps 3" in images[1]
     assert 'max="2" value="1"' in page
     assert "<output>3</output>" in page
     assert 'aria-valuetext="3"' in page
@@ -77,10 +77,10 @@ def buttons(racing) -> tuple[bool, bool]:
 
 
 def follow(racing) -> list[str]:
-    """The pictures that the race will show, as they come."""
-    pictures = []
-    racing.picture.observe(lambda change: pictures.append(change.new), names="value")
-    return pictures
+    """The images that the race will show, as they come."""
+    images = []
+    racing.image.observe(lambda change: images.append(change.new), names="value")
+    return images
 
 
 def wait_for(racing, **state) -> None:
@@ -98,23 +98,23 @@ def test_a_race_trains_nothing_until_it_is_started():
     racing.wait(0)
     assert threading.active_count() == threads
     assert buttons(racing) == (True, False)
-    assert racing.picture.value.startswith("<img")
+    assert racing.image.value.startswith("<img")
 
 
 def test_a_race_trains_as_chosen_and_shows_what_comes_of_it(racing, monkeypatch):
-    monkeypatch.setattr(race, "SECONDS_PER_PICTURE", 0)
+    monkeypatch.setattr(race, "SECONDS_PER_FRAME", 0)
     racing.label_noise.value, racing.batch_size.value, racing.epochs.value = 0.3, 4, 3
     racing.optimizers["SGD"].value = False
-    pictures = follow(racing)
+    images = follow(racing)
     racing.start.click()
     racing.wait(60)
     assert racing.status.value == "Finished."
     assert buttons(racing) == (True, False)
     assert racing.progress.value == racing.progress.max == 3
-    assert len(set(pictures)) == 3
+    assert len(set(images)) == 3
     run = replace(SMALL, label_noise=0.3, batch_size=4).run(experiments.ADAM, "digits", 3, seed=0)
-    alone = figures.race({"Adam": [training.train(run)]}, "digits, batch 4, 30 % wrong labels")
-    assert figures.to_base64(alone) in pictures[-1]
+    alone = figures.race({"Adam": [training.train(run)]}, "digits, batch 4, 30 % label noise")
+    assert figures.to_base64(alone) in images[-1]
 
 
 def test_the_optimizers_take_turns():

@@ -1,4 +1,4 @@
-"""spatial_param_groups finds the weights that look at pictures, and leaves the model as it was."""
+"""spatial_param_groups finds the weights that look at images, and leaves the model as it was."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ class Sequence(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """As in a vision transformer: large patches, tokens, layers over features that are no pictures."""
+    """As in a vision transformer: large patches, tokens, layers over features that are no images."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +53,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ChannelsMixed(nn.Module):
-    """Flattened with the channels last, which no grid describes; and features that have the picture's size."""
+    """Flattened with the channels last, which no grid describes; and features that have the image's size."""
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,7 @@ def grids(model: nn.Module, sample_input) -> dict[str, tuple[int, ...]]:
     ],
     ids=["perceptron", "functional", "sequence", "patches", "channels last", "convolutions", "flat input"],
 )
-def test_grids_are_those_of_the_pictures_that_the_weights_see(model, sample_input, expected):
+def test_grids_are_those_of_the_images_that_the_weights_see(model, sample_input, expected):
     assert grids(model, sample_input) == expected
 
 
@@ -118,11 +118,11 @@ def test_arguments_come_by_position_or_by_name():
             super().__init__()
             self.layer = nn.Linear(4, 1)
 
-        def forward(self, other, picture):
-            return other + self.layer(picture.flatten(1))
+        def forward(self, other, image):
+            return other + self.layer(image.flatten(1))
 
     by_position = (torch.zeros(1, 1), torch.zeros(1, 1, 2, 2))
-    by_name = {"other": torch.zeros(1, 1), "picture": torch.zeros(1, 1, 2, 2)}
+    by_name = {"other": torch.zeros(1, 1), "image": torch.zeros(1, 1, 2, 2)}
     assert grids(Two(), by_position) == grids(Two(), by_name) == {"layer.weight": (1, 2, 2)}
 
 

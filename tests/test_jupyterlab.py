@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 TOKEN = "of-this-test"
 PATIENCE = 120
 """Seconds: a busy machine starts a server and a kernel slowly."""
-PICTURE = ".jp-OutputArea .widget-html-content img"
+IMAGE = ".jp-OutputArea .widget-html-content img"
 
 expect.set_options(timeout=1000 * PATIENCE)
 
@@ -114,12 +114,12 @@ KERNEL_ANSWERS = """(path) => {
 
 
 def run_all(page: Page, lab: str, notebook: str) -> None:
-    """Open the notebook and run all its cells, as the menu does, until there is a picture in a widget."""
+    """Open the notebook and run all its cells, as the menu does, until there is an image in a widget."""
     page.goto(f"{lab}/lab/workspaces/{notebook}/tree/{notebook}.ipynb?token={TOKEN}")
     page.wait_for_function(KERNEL_ANSWERS, arg=f"{notebook}.ipynb")
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    expect(page.locator(PICTURE)).to_be_visible()
+    expect(page.locator(IMAGE)).to_be_visible()
 
 
 def test_an_explorer_follows_the_keyboard(page, lab):
@@ -129,7 +129,7 @@ def test_an_explorer_follows_the_keyboard(page, lab):
         page.get_by_label(label, exact=True).focus()
         for key in keys:
             page.keyboard.press(key)
-        seen.append(next_picture(page, seen[-1]))
+        seen.append(next_image(page, seen[-1]))
     assert len(set(seen)) == 3
     assert_accessible(page)
 
@@ -146,21 +146,21 @@ def test_a_race_trains_while_one_watches_and_stops_when_told(page, lab):
     expect(start).to_be_disabled()
     seen = shown(page)
     for _ in range(3):
-        seen = next_picture(page, seen)
+        seen = next_image(page, seen)
     stop.click()
     expect(page.get_by_text("Stopped.")).to_be_visible()
     expect(start).to_be_enabled()
-    expect(page.locator(PICTURE)).to_have_attribute("alt", re.compile("digits, batch 8, 15 % wrong labels"))
+    expect(page.locator(IMAGE)).to_have_attribute("alt", re.compile("digits, batch 8, 15 % label noise"))
 
 
 def shown(page: Page) -> str:
-    """The picture in the widget."""
-    return page.locator(PICTURE).get_attribute("src")
+    """The image in the widget."""
+    return page.locator(IMAGE).get_attribute("src")
 
 
-def next_picture(page: Page, seen: str) -> str:
+def next_image(page: Page, seen: str) -> str:
     """Wait for another one."""
-    page.wait_for_function("([picture, seen]) => document.querySelector(picture)?.src !== seen", arg=[PICTURE, seen])
+    page.wait_for_function("([image, seen]) => document.querySelector(image)?.src !== seen", arg=[IMAGE, seen])
     return shown(page)
 
 

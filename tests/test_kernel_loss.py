@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.theory import kernel_loss
-from convopt.theory._shifts import LineShifts, PictureShifts
+from convopt.theory._shifts import ImageShifts, LineShifts
 from convopt.theory.smoothing import Boundary, shift_statistics
 
 WEIGHTS = st.tuples(*[st.sampled_from([0.0, 0.2, 0.5, 1.0])] * 3)
@@ -22,7 +22,7 @@ def setting(seed: int, ndim: int, scale: float):
     shape = (13,) if ndim == 1 else (9, 7)
     grad, signal = (scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     taps = torch.rand(5**ndim, generator=generator, dtype=torch.float64) + 0.1
-    shifts = LineShifts([grad], 5) if ndim == 1 else PictureShifts([grad], 5)
+    shifts = LineShifts([grad], 5) if ndim == 1 else ImageShifts([grad], 5)
     return grad, signal, taps, shifts
 
 

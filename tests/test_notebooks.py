@@ -65,9 +65,7 @@ class TestCommitted:
 
     def test_with_no_result_typed_into_the_prose(self, path):
         """Results come from records by glue. What a run is given, or an interval's level, may stand in the text."""
-        result = re.compile(
-            r"[\d.]+ ?%(?! (?:wrong labels|label noise|(?:of the )?training labels|(?:whole )?intervals?)\b)"
-        )
+        result = re.compile(r"[\d.]+ ?%(?! (?:label noise|(?:of the )?training labels|(?:whole )?intervals?)\b)")
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":
                 assert not result.findall(cell.source)

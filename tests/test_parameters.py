@@ -57,7 +57,7 @@ def test_a_study_refuses_a_wrong_value_by_name(name, value, said):
         ("steps", -5),
         ("label_noise", 1.5),
         ("label_noise", float("nan")),
-        ("probe_pictures", 100),
+        ("probe_images", 100),
         ("seconds", -0.5),
         ("seconds", float("inf")),
         ("budget_minutes", 0),

@@ -21,7 +21,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def gradients(digits):
-    """Each training picture's gradients in a small network, by parameter."""
+    """Each training image's gradients in a small network, by parameter."""
     torch.manual_seed(0)
     model = networks.SimpleNet(64, 16, 10)
     return snr.per_sample_gradients(model, F.cross_entropy, digits.train.x, digits.train.y)
@@ -115,7 +115,7 @@ class TestPixels:
 
 
 class TestTraining:
-    def test_a_draw_takes_pictures_of_the_split_independently(self, digits):
+    def test_a_draw_takes_images_of_the_split_independently(self, digits):
         drawn = probes.draw(digits.train.first(5), 100, seed=0)
         assert len(drawn) == 100
         assert len(drawn.x.unique(dim=0)) == 5
@@ -162,7 +162,7 @@ class TestTraining:
         assert (first.powers.noise > 0).all()
 
     def test_probing_leaves_training_as_it_is(self, digits):
-        few, many = (probes.course(run(epochs=2), digits, pictures, betas=(0.9,)).powers for pictures in (16, 64))
+        few, many = (probes.course(run(epochs=2), digits, images, betas=(0.9,)).powers for images in (16, 64))
         assert few[few.estimate == "EMA, beta 0.9"].equals(many[many.estimate == "EMA, beta 0.9"])
 
     def test_courses_tell_arms_and_seeds_apart(self):

@@ -142,7 +142,7 @@ def test_costs_tell_of_a_step_of_what_is_kept_and_of_the_way_to_an_accuracy():
     records += [record(experiments.ADAM, 0, (0.7, 0.8))]
     table = report.costs(STRESS, records, target=90, state_bytes=lambda run: 8 if run.optimizer.name == "Adam" else 4)
     sgd, adam = table.frame[:2].to_dict("records")
-    assert sgd["ms per training step"].mean == pytest.approx(1000 / 625)  # a second for 5000 pictures, eight at a time
+    assert sgd["ms per training step"].mean == pytest.approx(1000 / 625)  # a second for 5000 images, eight at a time
     assert (sgd["state (bytes per parameter)"], adam["state (bytes per parameter)"]) == ("4", "8")
     assert sgd["seconds to 90 %"].mean == pytest.approx((2 + 1) / 2)
     assert adam["seconds to 90 %"] is None

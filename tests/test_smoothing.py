@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.theory import _shifts, kernels, smoothing
-from convopt.theory._shifts import LineShifts, PictureShifts, ShiftsInPieces
+from convopt.theory._shifts import ImageShifts, LineShifts, ShiftsInPieces
 from convopt.theory.smoothing import shift_statistics, smooth, smoothing_matrix
 
 SIZES = st.sampled_from([1, 3, 5, 7])
@@ -82,28 +82,28 @@ def test_a_line_may_have_gaps_in_memory(size, way):
     WAYS,
     st.integers(0, 99),
 )
-def test_pictures_smoothed_together_equal_conv2d_of_each(size, heights, width, boundary, way, seed):
-    pictures = [tensor(height, width, seed=seed + i) for i, height in enumerate(heights)]
+def test_images_smoothed_together_equal_conv2d_of_each(size, heights, width, boundary, way, seed):
+    images = [tensor(height, width, seed=seed + i) for i, height in enumerate(heights)]
     kernel = tensor(size, size, seed=seed)
     with computed(way):
-        smoothed = PictureShifts(pictures, size, boundary).smooth(kernel)
-    for result, picture in zip(smoothed, pictures, strict=True):
-        torch.testing.assert_close(result, convolution(picture, kernel, boundary))
+        smoothed = ImageShifts(images, size, boundary).smooth(kernel)
+    for result, image in zip(smoothed, images, strict=True):
+        torch.testing.assert_close(result, convolution(image, kernel, boundary))
 
 
 @given(SIZES, st.integers(1, 4), BOUNDARIES, WAYS, st.integers(0, 99))
-def test_interleaved_pictures_are_smoothed_one_by_one(size, step, boundary, way, seed):
-    pictures, kernel = tensor(step, 9, 8, seed=seed), tensor(size, size, seed=seed)
-    interleaved = pictures.permute(1, 2, 0).reshape(9, 8 * step)
+def test_interleaved_images_are_smoothed_one_by_one(size, step, boundary, way, seed):
+    images, kernel = tensor(step, 9, 8, seed=seed), tensor(size, size, seed=seed)
+    interleaved = images.permute(1, 2, 0).reshape(9, 8 * step)
     with computed(way):
-        (smoothed,) = PictureShifts([interleaved], size, boundary, step).smooth(kernel)
-    expected = torch.stack([convolution(picture, kernel, boundary) for picture in pictures])
+        (smoothed,) = ImageShifts([interleaved], size, boundary, step).smooth(kernel)
+    expected = torch.stack([convolution(image, kernel, boundary) for image in images])
     torch.testing.assert_close(smoothed.view(9, 8, step).permute(2, 0, 1), expected)
 
 
 def test_leading_axes_are_smoothed_one_by_one():
     stack, kernel = tensor(2, 3, 9, 8, seed=0), tensor(5, 5, seed=1)
-    expected = torch.stack([convolution(picture, kernel) for picture in stack.reshape(-1, 9, 8)]).view_as(stack)
+    expected = torch.stack([convolution(image, kernel) for image in stack.reshape(-1, 9, 8)]).view_as(stack)
     torch.testing.assert_close(smooth(stack, kernel), expected)
 
 
@@ -112,8 +112,8 @@ def test_correlate_is_the_adjoint_of_smooth(size, way, seed):
     """<other, smooth(kernel)> = <correlate(other), kernel> for every kernel."""
     with computed(way):
         lines = LineShifts([tensor(11, seed=seed), tensor(9, seed=seed + 1)], size)
-        pictures = PictureShifts([tensor(2, 9, 8, seed=seed), tensor(7, 8, seed=seed + 1)], size)
-    for shifts, shape in ((lines, (11,)), (pictures, (2, 9, 8))):
+        images = ImageShifts([tensor(2, 9, 8, seed=seed), tensor(7, 8, seed=seed + 1)], size)
+    for shifts, shape in ((lines, (11,)), (images, (2, 9, 8))):
         kernel = tensor(size if shape == (11,) else size**2, seed=seed + 2)
         smoothed = shifts.smooth(kernel)
         others = [tensor(*field.shape, seed=seed + 3) for field in smoothed]
@@ -125,7 +125,7 @@ def test_correlate_is_the_adjoint_of_smooth(size, way, seed):
 def test_a_large_gradient_in_pieces_is_smoothed_and_correlated_as_a_whole(size, shape, step, piece, seed):
     gradient, other = (tensor(*shape[:-1], shape[-1] * step, seed=seed + i) for i in range(2))
     kernel = tensor(size ** len(shape), seed=seed)
-    whole = LineShifts([gradient], size) if len(shape) == 1 else PictureShifts([gradient], size, step=step)
+    whole = LineShifts([gradient], size) if len(shape) == 1 else ImageShifts([gradient], size, step=step)
     with computed({"PIECE": piece}):
         pieces = ShiftsInPieces(gradient, size, step)
         torch.testing.assert_close(pieces.smooth(kernel), whole.smooth(kernel))
@@ -212,7 +212,7 @@ def test_the_uniform_response_dips_below_zero_and_the_binomial_never_does():
         (lambda: smooth(torch.tensor(1.0), torch.ones(3, 3)), "()"),
         (lambda: smooth(torch.zeros(0, 9, 9), torch.ones(3, 3)), "(0, 9, 9)"),
         (lambda: smooth(torch.zeros(9, 9), torch.ones(3)), "(9, 9)"),
-        (lambda: PictureShifts([torch.zeros(9, 9), torch.zeros(9, 8)], 3), "(9, 8)"),
+        (lambda: ImageShifts([torch.zeros(9, 9), torch.zeros(9, 8)], 3), "(9, 8)"),
         (lambda: kernels.uniform(4), "4"),
         (lambda: kernels.gaussian(5, sigma=0), "sigma"),
         (lambda: kernels.laplacian(5, sigma=-1), "sigma"),

@@ -42,7 +42,7 @@ def test_pairs_of_noisy_gradients_teach_the_wiener_filter_of_the_signal(noise):
     torch.testing.assert_close(learned, expected, atol=0.03, rtol=0)
 
 
-def test_smoothing_the_first_layers_gradient_is_training_on_blurred_pictures():
+def test_smoothing_the_first_layers_gradient_is_training_on_blurred_images():
     digits = data.load("digits")
     gain = spectrum.kernel_gain(kernels.laplacian(5, 2), digits.grid)
     course = toys.train_smoothed_and_blurred(digits, gain, steps=200, lr=0.1)

@@ -59,7 +59,7 @@ def test_half_batches_are_compared_where_the_optimizer_asks_for_it():
     assert 0 < record.curves["rho"][0] < 1
 
 
-def test_permuted_pixels_are_one_order_for_all_pictures_and_another_for_another_seed():
+def test_permuted_pixels_are_one_order_for_all_images_and_another_for_another_seed():
     natural = data.load("digits")
     runs = [experiments.PERMUTED.run(experiments.SGD, "digits", 1, seed) for seed in (0, 0, 1)]
     first, again, other = (trainer.dataset_of(run) for run in runs)
@@ -123,7 +123,7 @@ def test_runs_of_a_seed_are_paired_across_optimizers():
     assert not torch.equal(first_batches[0], first_batches[2])
 
 
-def test_the_last_incomplete_batch_is_dropped_and_every_picture_comes_at_most_once():
+def test_the_last_incomplete_batch_is_dropped_and_every_image_comes_at_most_once():
     run = dataclasses.replace(RUN, batch_size=64)
     split = data.Split(torch.arange(150).float().unsqueeze(1), torch.arange(150))
     for batches in trainer.epochs(run, split):
@@ -177,7 +177,7 @@ def test_the_gradient_norm_is_the_mean_over_batches_of_the_global_norm():
     assert training.train(run).curves["gradient_norm"][0] == pytest.approx(sum(norms) / len(norms), rel=1e-5)
 
 
-def test_confirmation_pictures_are_scored_once_at_the_end(mnist_folder):
+def test_confirmation_images_are_scored_once_at_the_end(mnist_folder):
     run = experiments.STRESS.run(experiments.SGD, "mnist", epochs=1, seed=0)
     record = training.train(dataclasses.replace(run, n_train=400))
     assert 0.2 < record.confirmation_accuracy < 1

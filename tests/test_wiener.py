@@ -27,7 +27,7 @@ def make(name: str, params, **options):
 
 
 def new_params(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
-    """A weight over pictures of 6 x 5, and one over nothing in particular."""
+    """A weight over images of 6 x 5, and one over nothing in particular."""
     generator = torch.Generator().manual_seed(0)
     return [nn.Parameter(torch.randn(*shape, generator=generator).to(dtype)) for shape in ((4, 30), (7,))]
 
@@ -37,11 +37,11 @@ def groups(params: list[nn.Parameter]) -> list[dict]:
 
 
 def gradients(steps: int, noise: float = 1.0, seed: int = 1) -> list[list[torch.Tensor]]:
-    """Smooth pictures as the signal, which fades after half of the steps, in white noise."""
+    """Smooth images as the signal, which fades after half of the steps, in white noise."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(5.0), indexing="ij")
-    picture = torch.cos(torch.pi / 6 * (rows + 0.5)) + torch.cos(torch.pi / 5 * (columns + 0.5))
-    signal = [picture.flatten() * torch.randn(4, 1, generator=generator), torch.randn(7, generator=generator)]
+    image = torch.cos(torch.pi / 6 * (rows + 0.5)) + torch.cos(torch.pi / 5 * (columns + 0.5))
+    signal = [image.flatten() * torch.randn(4, 1, generator=generator), torch.randn(7, generator=generator)]
     return [
         [(s if step < steps / 2 else 0 * s) + noise * torch.randn(s.shape, generator=generator) for s in signal]
         for step in range(steps)

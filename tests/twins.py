@@ -41,10 +41,10 @@ def convolve_line(line: Tensor, kernel: Tensor) -> Tensor:
     return F.conv1d(padded, kernel.view(1, 1, -1).to(line.dtype)).flatten()
 
 
-def convolve_pictures(pictures: Tensor, kernel: Tensor) -> Tensor:
-    stack = pictures.reshape(-1, 1, *pictures.shape[-2:])
+def convolve_images(images: Tensor, kernel: Tensor) -> Tensor:
+    stack = images.reshape(-1, 1, *images.shape[-2:])
     padded = F.pad(stack, [len(kernel) // 2] * 4, mode="reflect")
-    return F.conv2d(padded, kernel[None, None].to(stack.dtype)).view(pictures.shape)
+    return F.conv2d(padded, kernel[None, None].to(stack.dtype)).view(images.shape)
 
 
 def slope(loss_of: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class ConvolutionalSGDv2Twin(SGDTwin):
             ndim, fold = 1, lambda t: t.flatten()
         else:
             return grad
-        convolve = convolve_line if ndim == 1 else convolve_pictures
+        convolve = convolve_line if ndim == 1 else convolve_images
 
         def smooth(logits: Tensor) -> Tensor:
             return convolve(fold(grad), torch.softmax(logits.flatten(), 0).view(logits.shape))
@@ -135,7 +135,7 @@ class LaplacianSmoothingSGDTwin(SGDTwin):
 
 
 class WienerSGDTwin(SGDTwin):
-    """``grids``: of the parameters that are pictures, the grid."""
+    """``grids``: of the parameters that are images, the grid."""
 
     def __init__(self, params, grids: dict[Tensor, tuple[int, int]], lr: float = 0.01):
         super().__init__(params, lr)

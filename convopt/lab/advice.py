@@ -63,12 +63,12 @@ OF_THE_FIRST_REPORT = (
         for rates, experiment in (("untuned rates", "07-batch-size"), ("tuned rates", "07-batch-size-tuned"))
         for size in (8, 16, 64, 256)
     ),
-    Advice("15 % wrong labels", True, "06-stress-test", V1, "SGD"),
-    Advice("15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD"),
-    Advice("15 % wrong labels, all tuned", True, "11-rivals", V1, "SGD"),
-    Advice("45 % wrong labels", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
-    Advice("unsteady training, 15 % wrong labels", True, "06-stress-test", V1, "SGD", "stability"),
-    Advice("unsteady training, 15 % wrong labels", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
+    Advice("15 % label noise", True, "06-stress-test", V1, "SGD"),
+    Advice("15 % label noise", True, "06-stress-test", V2_UNIFORM, "SGD"),
+    Advice("15 % label noise, all tuned", True, "11-rivals", V1, "SGD"),
+    Advice("45 % label noise", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
+    Advice("unsteady training, 15 % label noise", True, "06-stress-test", V1, "SGD", "stability"),
+    Advice("unsteady training, 15 % label noise", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),
     Advice(
         "unsteady training, an ill-conditioned network",
         True,
@@ -97,7 +97,7 @@ OF_THE_FIRST_REPORT = (
     Advice("speed is critical", False, "06-stress-test", V1, "SGD", "seconds_per_epoch"),
     Advice("speed is critical", False, "06-stress-test", V2_UNIFORM, "SGD", "seconds_per_epoch"),
 )
-"""The first report's table of when to use smoothing and when not."""
+"""The original proposal's table of when to use smoothing and when not."""
 
 TUNED = "15 % label noise, rate and epochs tuned"
 

@@ -61,7 +61,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "ViT-B/16": (_vit_b_16, (3, 224, 224)),
     **{f"{millions:g} M": (partial(_squares, millions), (0,)) for millions in (0.1, 1.0, 10.0, 100.0)},
 }
-"""Networks by name, and the shape of one picture; the squares, whose steps alone are timed, have none."""
+"""Networks by name, and the shape of one image; the squares, whose steps alone are timed, have none."""
 
 TRAINED = {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,)}
 """Whose whole training steps are timed, and at which batch sizes."""
@@ -222,7 +222,7 @@ def figure_of(
 
 
 def with_gradients(name: str, device: str) -> tuple[nn.Module, Tensor]:
-    """One of ``MODELS``, its gradients white noise of one seed, and a batch of one picture that it takes."""
+    """One of ``MODELS``, its gradients white noise of one seed, and a batch of one image that it takes."""
     make_model, shape = MODELS[name]
     model, generator = make_model().to(device), torch.Generator(device).manual_seed(0)
     for p in model.parameters():

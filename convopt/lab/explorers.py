@@ -1,6 +1,6 @@
 """Figures that follow the reader's hand: widgets for JupyterLab, and sliders for pages that have no kernel behind them.
 
-A widget's figure is a picture in an HTML widget. Executing a notebook with papermill now and then waits for ever for a
+A widget's figure is an image in an HTML widget. Executing a notebook with papermill now and then waits for ever for a
 cell whose Output widget was written to (nbclient issue 312), and an Image widget has no alternative text: its tooltip
 keeps JupyterLab from showing it at all.
 """
@@ -26,18 +26,18 @@ def explore(draw: Callable[..., Figure], description: str, **controls: ipywidget
         controls: widgets with a ``value``; their names become their labels. Lists and fields for numbers, rather than
             ipywidgets' sliders, whose handles have no name for a screen reader.
     """
-    picture = ipywidgets.HTML()
+    image = ipywidgets.HTML()
 
     def update(_: Any = None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        picture.value = to_html(figure, description).data
+        image.value = to_html(figure, description).data
         plt.close(figure)
 
     for name, control in controls.items():
         control.description = name
         control.observe(update, names="value")
     update()
-    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), picture])
+    return ipywidgets.VBox([ipywidgets.HBox(list(controls.values())), image])
 
 
 SHOW_FRAME = (
@@ -59,7 +59,7 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         draw: takes one value.
         description: what the figures show, for readers who cannot see them; the value is added.
         label: what the value is, beside the slider.
-        values: at least one; a picture each goes into the page.
+        values: at least one; an image each goes into the page.
         start: index of the value that is shown first.
     """
     frames = []

@@ -43,7 +43,7 @@ NUMBERS = {
     "pairs": _integers(1),
     "steps": _integers(1),
     "taps": Values("an odd integer from 3 to 99", lambda value: isinstance(value, int) and value in range(3, 100, 2)),
-    "probe_pictures": Values(
+    "probe_images": Values(
         "a multiple of 64, at least 64", lambda value: isinstance(value, int) and value >= 64 and value % 64 == 0
     ),
     "label_noise": Values("a number from 0 to 1", lambda value: 0 <= value <= 1),

@@ -12,7 +12,7 @@ from convopt.lab.experiments import Recipe, Setting
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
 
-SECONDS_PER_PICTURE = 0.5
+SECONDS_PER_FRAME = 0.5
 """Drawing takes as long as an epoch on the digits: the figure follows at this distance."""
 
 
@@ -42,7 +42,7 @@ class Race(ipywidgets.VBox):
 
     Args:
         recipes: what may race, by label; all of them do unless the reader chooses.
-        setting: the model and how many pictures; the controls begin with its epochs, label noise and batch size.
+        setting: the model and how many images; the controls begin with its epochs, label noise and batch size.
     """
 
     def __init__(self, recipes: dict[str, Recipe], setting: Setting):
@@ -55,7 +55,7 @@ class Race(ipywidgets.VBox):
             for label in recipes
         }
         self.label_noise = ipywidgets.BoundedFloatText(
-            setting.label_noise, min=0, max=0.9, step=0.05, description="share of wrong labels", **look
+            setting.label_noise, min=0, max=0.9, step=0.05, description="label noise", **look
         )
         self.batch_size = ipywidgets.BoundedIntText(
             setting.batch_size, min=1, max=1024, description="batch size", **look
@@ -65,7 +65,7 @@ class Race(ipywidgets.VBox):
         self.stop = ipywidgets.Button(description="Stop", icon="stop", disabled=True)
         self.progress = ipywidgets.IntProgress(description="progress", min=0, max=1)
         self.status = ipywidgets.Label()
-        self.picture = ipywidgets.HTML()
+        self.image = ipywidgets.HTML()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.start.on_click(self._start)
@@ -77,7 +77,7 @@ class Race(ipywidgets.VBox):
                 *(self.dataset, self.label_noise, self.batch_size, self.epochs),
                 ipywidgets.HBox([self.start, self.stop, self.progress]),
                 self.status,
-                self.picture,
+                self.image,
             ]
         )
 
@@ -112,14 +112,14 @@ class Race(ipywidgets.VBox):
 
     def _train(self, runs: dict[str, Run]) -> None:
         run = next(iter(runs.values()))
-        title = f"{run.dataset}, batch {run.batch_size}, {100 * run.label_noise:g} % wrong labels"
+        title = f"{run.dataset}, batch {run.batch_size}, {100 * run.label_noise:g} % label noise"
         records: dict[str, Record] = {}
         drawn = time.monotonic()
         try:
             with training.one_thread():
                 for records in in_turns(runs):
                     self.progress.value += 1
-                    if time.monotonic() > drawn + SECONDS_PER_PICTURE:
+                    if time.monotonic() > drawn + SECONDS_PER_FRAME:
                         self._draw(records, list(runs), title)
                         drawn = time.monotonic()
                     if self._stopping.is_set():
@@ -136,4 +136,4 @@ class Race(ipywidgets.VBox):
     def _draw(self, records: dict[str, Record], labels: list[str], title: str) -> None:
         arms = {label: [records[label]] if label in records else [] for label in labels}
         figure = figures.race(arms, title)
-        self.picture.value = figures.to_html(figure, "test accuracy and training loss by epoch; " + title).data
+        self.image.value = figures.to_html(figure, "test accuracy and training loss by epoch; " + title).data

@@ -43,7 +43,7 @@ CURVES = (
 
 Of a classification, the loss is in nats and the accuracy from 0 to 1.
 
-Of runs with wrong labels, the share of those that the network predicts, and the accuracy on validation labels that are
+Of runs with label noise, the share of those that the network predicts, and the accuracy on validation labels that are
 as noisy as the training's; of annealed runs, the agreement of gradients
 and the factor on the learning rate (see ``SNRAnnealing``); of runs with an adversary, the test accuracy against either.
 """

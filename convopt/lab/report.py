@@ -80,8 +80,8 @@ def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, An
 
     Each has ``optimizer`` (the arm's label), ``condition`` (a dict), ``n`` (runs that finished), ``diverged`` (runs
     that did not) and, as dicts of ``mean``, ``low`` and ``high`` over the finished runs: ``best`` and ``final``, the
-    accuracy in percent on the reported test pictures; ``stability``; ``confirmation``, the final accuracy in percent
-    on test pictures kept apart, or None for a data set without; what else ``HEADINGS`` names, or None where it does not
+    accuracy in percent on the reported test images; ``stability``; ``confirmation``, the final accuracy in percent
+    on test images kept apart, or None for a data set without; what else ``HEADINGS`` names, or None where it does not
     apply; ``seconds_per_epoch`` as in :func:`measured`. An interval of fewer than two runs has no ends. Of other tasks
     than a classification, the measure takes the accuracy's place, and ``measured`` is what it is called.
     """

@@ -34,19 +34,19 @@ class Run:
         n_test: the first n inputs of the test split are reported.
         batch_size: the last incomplete batch of an epoch is dropped.
         label_noise: share of training labels that are wrong, 0 to 1.
-        epochs: passes over the training pictures.
+        epochs: passes over the training images.
         model: a name that ``networks.make`` knows, and its options.
         optimizer: a name of ``methods.OPTIMIZERS`` and its options.
-        seed: of initial weights, batches, wrong labels and the order of pixels, one stream each. Runs of one seed are
+        seed: of initial weights, batches, label noise and the order of pixels, one stream each. Runs of one seed are
             paired.
-        pixels: "natural"; "permuted", in one random order for all pictures; or "blurred" by a binomial kernel of 3x3.
+        pixels: "natural"; "permuted", in one random order for all images; or "blurred" by a binomial kernel of 3x3.
         schedule: of the learning rate, a name of ``methods.SCHEDULES`` and its options.
         annealing: a name of ``methods.ANNEALINGS`` and its options; None for none.
         loss: what is minimised, a name of ``methods.LOSSES`` and its options; None for the task's own.
         averaging: of the weights over steps, a name of ``methods.AVERAGINGS`` and its options; the average is then what
             is evaluated; None for none.
         gradient_noise: power of white noise added to every gradient, as a multiple of its own power.
-        adversary: who changes the pictures before each step, see ``adversaries.Adversary``; None for nobody.
+        adversary: who changes the images before each step, see ``adversaries.Adversary``; None for nobody.
         data: what tells the reader's own file from what was under its path before; see ``data.fingerprint``.
         filter: of gradients, around the optimizer, a name of ``methods.FILTERS`` and its options; None for none.
         inputs: what is done to inputs, a name of ``methods.INPUTS`` and its options; None for nothing.

@@ -85,7 +85,7 @@ def chosen_table(experiment: Experiment, records: Iterable[Record]) -> Table:
         best = best_trial(arm)
         rows.append(
             {
-                "rival": label,
+                "method": label,
                 "learning rate": dict(best.run.optimizer.options)["lr"],
                 "options": ", ".join(f"{name} {value:g}" for name, value in searched(label, best.run).items()),
                 "validation acc. (%)": Interval(measured(best, "validation"), None, None),

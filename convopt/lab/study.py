@@ -19,7 +19,7 @@ class Study:
     Args:
         dataset: "mnist" or "digits".
         seeds: paired seeds; 0 takes as many as each experiment has.
-        epochs: passes over the training pictures; 0 takes each experiment's own.
+        epochs: passes over the training images; 0 takes each experiment's own.
         store: folder of records; "" takes the published ones and adds new runs to ./runs.
         jobs: worker processes; 0 takes one per core.
 

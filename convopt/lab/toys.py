@@ -82,7 +82,7 @@ def minimise_on_simplex(loss: Callable[[Tensor], TapsLoss], size: int) -> Tensor
 def train_smoothed_and_blurred(dataset: Dataset, gain: Tensor, steps: int, lr: float) -> pd.DataFrame:
     """Two trainings by plain SGD that theory says are one, step by step, in float64.
 
-    One smooths the first layer's gradient over the pixels by ``gain``; the other leaves it and trains on pictures
+    One smooths the first layer's gradient over the pixels by ``gain``; the other leaves it and trains on images
     blurred by the square root of the gain, from first-layer weights such that both networks start as one function.
 
     Args:
@@ -117,7 +117,7 @@ def first_layer_taps(dataset: Dataset, size: int, batch_size: int, pairs: int, s
     Args:
         dataset: its grid is what the taps smooth over.
         size: taps along height and width, odd.
-        batch_size: pictures behind each gradient.
+        batch_size: images behind each gradient.
         pairs: pairs of gradients whose statistics are averaged.
         shuffled: whether the pixels are put into an arbitrary order, the same for all gradients.
 
@@ -147,12 +147,12 @@ def fresh_network(dataset: Dataset) -> SimpleNet:
 
 
 def batches(dataset: Dataset, count: int, batch_size: int) -> Tensor:
-    """Positions of training pictures, drawn with replacement by seed 0: ``(count, batch_size)``."""
+    """Positions of training images, drawn with replacement by seed 0: ``(count, batch_size)``."""
     return torch.randint(len(dataset.train), (count, batch_size), generator=torch.Generator().manual_seed(0))
 
 
 def _over_pixels(rows: Tensor, gain: Tensor) -> Tensor:
-    """Each row, a flattened picture, with its frequencies scaled by ``gain``."""
+    """Each row, a flattened image, with its frequencies scaled by ``gain``."""
     return apply_gain(rows.unflatten(1, gain.shape), gain).flatten(1)
 
 
@@ -169,7 +169,7 @@ def _sgd_step(model: nn.Module, x: Tensor, y: Tensor, lr: float, gain: Tensor | 
 
 
 def time_gradients(shapes: Sequence[tuple[int, ...]], size: int = 5, repeats: int = 5) -> pd.DataFrame:
-    """Medians in milliseconds of the README loss's gradient by autograd and from statistics, taken turn by turn.
+    """Median milliseconds of the kernel loss's gradient by autograd and from statistics, taken turn by turn.
 
     One row per shape of the gradient, float32; the last column is their ratio.
     """

@@ -80,7 +80,7 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
 
 
 def _judged(trainer: Trainer, wrong: data.Split) -> dict[str, float]:
-    """The epoch's measure on validation inputs, and the share of wrong labels that are learnt."""
+    """The epoch's measure on validation inputs, and the share of noisy labels that are memorized."""
     dataset, judged = trainer.dataset, trainer.judged
     measure = TASKS[dataset.task].measure.name
     outputs, validation = outputs_of(judged, dataset.validation.x), dataset.validation

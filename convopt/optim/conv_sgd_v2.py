@@ -11,7 +11,7 @@ from convopt.optim._base import Direction, Part, Pieces
 from convopt.optim._checks import check_integer, check_number, grad_of, is_at_rest, params_with_grad
 from convopt.optim._kernels import KernelOptimizer, initial_kernel, mean_statistics, smooth_flattened, together
 from convopt.optim._outliers import new_usual_power, ordinary, powers_of
-from convopt.theory._shifts import BLOCK, LineShifts, PictureShifts, Shifts, ShiftsInPieces
+from convopt.theory._shifts import BLOCK, ImageShifts, LineShifts, Shifts, ShiftsInPieces
 from convopt.theory.kernel_loss import three_part_loss, three_part_loss_derivative, through_softmax
 from convopt.theory.smoothing import at_least_float32
 from convopt.theory.snr import ema_powers
@@ -48,7 +48,7 @@ class ConvolutionalSGDv2(KernelOptimizer):
             ``kernel_size`` taps or of ``kernel_size`` x ``kernel_size``. A tap of zero stays zero under a softmax,
             so "identity" is a kernel that never changes.
         loss_weights: (d, s, v), the weights of direction, signal and smoothness. The default moved the kernel
-            behind the README's figures; the README's own three parts are (0.5, 0.3, 0.2).
+            behind the original proposal's figures; the three parts that its text gives are (0.5, 0.3, 0.2).
         noise_estimation_momentum: the EMA's factor, in [0, 1). The EMA starts from the first gradient.
         kernel_update_every: steps from one update of the kernels to the next.
 
@@ -157,8 +157,8 @@ class ConvolutionalSGDv2(KernelOptimizer):
     def statistics(self) -> dict[str, Tensor]:
         """What the kernels do to the gradients in place, as 0-dim tensors; empty before the first step.
 
-        ``snr`` is the README's estimate, the sum of signal powers over the sum of noise powers; ``kernel_loss`` and
-        ``cosine_similarity`` are means over the smoothed parameters.
+        ``snr`` is the original proposal's estimate, the sum of signal powers over the sum of noise powers;
+        ``kernel_loss`` and ``cosine_similarity`` are means over the smoothed parameters.
         """
         losses, powers = [], []
         for group in self.param_groups:
@@ -272,7 +272,7 @@ def _smooth(group: dict[str, Any], seen: list[Seen]) -> list[Direction]:
         return gradient.device, gradient.dtype, gradient.shape[-1], steps[i], i if gradient.numel() > BLOCK else None
 
     for some in together((i for i, each in enumerate(seen) if not each.large and each.layout != "flat"), key=alike):
-        images = PictureShifts([folded[i] for i in some], size, step=steps[some[0]]).smooth(kernels["logits_2d"])
+        images = ImageShifts([folded[i] for i in some], size, step=steps[some[0]]).smooth(kernels["logits_2d"])
         for i, image in zip(some, images, strict=True):
             directions[i] = image.view(seen[i].gradient.shape)
     return directions
@@ -285,7 +285,7 @@ def _shifts(group: dict[str, Any], seen: Seen) -> Shifts:
         return ShiftsInPieces(folded, group["kernel_size"], step)
     if seen.layout == "flat":
         return LineShifts([folded], group["kernel_size"])
-    return PictureShifts([folded], group["kernel_size"], step=step)
+    return ImageShifts([folded], group["kernel_size"], step=step)
 
 
 def _references(seen: Seen, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

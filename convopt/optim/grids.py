@@ -33,15 +33,15 @@ def check_grid(grid: Sequence[int], shape: Sequence[int], name: str) -> None:
 def spatial_param_groups(
     model: nn.Module, sample_input: Any, *, smallest_kernel: int = 7
 ) -> tuple[list[dict[str, Any]], str]:
-    """Param groups in which the weights that look at pictures have a ``grid``, and an account of what was found.
+    """Param groups in which the weights that look at images have a ``grid``, and an account of what was found.
 
     One forward pass is traced. A grid is given to
 
-    - the weight of a linear layer that takes a flattened picture ``(C, H, W)`` or sequence ``(C, T)``;
+    - the weight of a linear layer that takes a flattened image ``(C, H, W)`` or sequence ``(C, T)``;
     - a convolution's kernels of at least ``smallest_kernel`` along each spatial axis, as in a stem or a patch
       embedding.
 
-    Everything else gets none, and so the plain update. Pictures are what comes as ``(batch, C, H, W)`` or
+    Everything else gets none, and so the plain update. Images are what comes as ``(batch, C, H, W)`` or
     ``(batch, C, T)`` from outside or out of a convolution or a pooling; activations and normalisations in between do
     no harm.
 
@@ -77,7 +77,7 @@ def spatial_param_groups(
             raise ValueError(f"model must be initialised, but parameter {name} has no shape yet")
     tracer = _Tracer(names, smallest_kernel)
     args, kwargs = _as_arguments(sample_input)
-    tracer.take_as_pictures([*args, *kwargs.values()])
+    tracer.take_as_images([*args, *kwargs.values()])
     training = [(module, module.training) for module in model.modules()]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {p.device for p in names if p.device.type == "cuda"}
@@ -91,7 +91,7 @@ def spatial_param_groups(
 
 
 class _Tracer(TorchFunctionMode):
-    """Follows pictures through a forward pass.
+    """Follows images through a forward pass.
 
     Attributes:
         found: for each parameter with a grid, the grid and what was seen.
@@ -102,9 +102,9 @@ class _Tracer(TorchFunctionMode):
         self.names, self.smallest_kernel = names, smallest_kernel
         self.found: dict[nn.Parameter, tuple[tuple[int, ...], str]] = {}
         # By id, with the tensors themselves, so that no other tensor takes the id over.
-        self.pictures: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
+        self.images: dict[int, tuple[Tensor, tuple[int, ...]]] = {}
 
-    def take_as_pictures(self, values: Iterable[Any]) -> None:
+    def take_as_images(self, values: Iterable[Any]) -> None:
         for value in values:
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (3, 4):
                 self._mark(value, value.shape[1:])
@@ -133,7 +133,7 @@ class _Tracer(TorchFunctionMode):
             self.found[weight] = spatial, f"is a convolution of {' x '.join(map(str, spatial))}"
 
     def _follow(self, name: str, inputs: list[Tensor], result: Tensor) -> None:
-        if name in MAKES_PICTURES and result.ndim in (3, 4):
+        if name in MAKES_IMAGES and result.ndim in (3, 4):
             self._mark(result, result.shape[1:])
             return
         for x in inputs:
@@ -141,7 +141,7 @@ class _Tracer(TorchFunctionMode):
             if shape is None:
                 continue
             if name in RESHAPES and math.prod(result.shape[1:]) == math.prod(shape) and len(result) == len(x):
-                # A picture flattened, or a flattened one as the picture it was or another with as many elements.
+                # An image flattened, or a flattened one as the image it was or another with as many elements.
                 if result.ndim == 2 or tuple(result.shape[1:]) == shape or x.ndim == 2:
                     self._mark(result, shape if result.ndim == 2 else result.shape[1:])
                 return
@@ -150,14 +150,14 @@ class _Tracer(TorchFunctionMode):
                 return
 
     def _mark(self, x: Tensor, shape: Sequence[int]) -> None:
-        self.pictures[id(x)] = x, tuple(shape)
+        self.images[id(x)] = x, tuple(shape)
 
     def _shape_of(self, x: Any) -> tuple[int, ...] | None:
-        return self.pictures[id(x)][1] if id(x) in self.pictures else None
+        return self.images[id(x)][1] if id(x) in self.images else None
 
 
 RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "ravel"}
-MAKES_PICTURES = {
+MAKES_IMAGES = {
     *("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "interpolate", "upsample", "pixel_shuffle", "pad"),
     *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2)),
 }
@@ -169,7 +169,7 @@ KEEPS = {
     *("div_", "__add__", "__radd__", "__sub__", "__mul__", "__rmul__", "__truediv__", "__iadd__", "__imul__"),
     *("contiguous", "clone", "detach", "to", "float", "half", "bfloat16", "double", "type"),
 }
-"""Functions, by name, whose result shows the picture that went in, if it has its shape."""
+"""Functions, by name, whose result shows the image that went in, if it has its shape."""
 
 
 def _as_arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -179,7 +179,7 @@ def _as_arguments(sample_input: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _as_grid(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """``(C, H, W)`` as it is, ``(C, T)`` as pictures of one row: its channels are not smoothed over."""
+    """``(C, H, W)`` as it is, ``(C, T)`` as images of one row: its channels are not smoothed over."""
     return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 

@@ -12,8 +12,8 @@ from convopt.optim._wiener import WienerOptimizer
 class WienerSGD(WienerOptimizer):
     r"""SGD with momentum on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
 
-    Of a parameter with a ``grid``, the gradient is seen as many pictures. In the basis of the orthonormal DCT-II, with
-    :math:`G_t` and :math:`G_{t-1}` the gradients of consecutive batches, averages over pictures, over rings of equal
+    Of a parameter with a ``grid``, the gradient is seen as many images. In the basis of the orthonormal DCT-II, with
+    :math:`G_t` and :math:`G_{t-1}` the gradients of consecutive batches, averages over images, over rings of equal
     radial frequency :math:`\omega` and, exponentially, over steps,
 
     .. math::
@@ -38,10 +38,10 @@ class WienerSGD(WienerOptimizer):
         optimizer = WienerSGD(groups, lr=0.01)
 
     Args:
-        params: parameters or param groups. A group's ``grid`` says how trailing axes of its parameters form a picture:
+        params: parameters or param groups. A group's ``grid`` says how trailing axes of its parameters form an image:
             ``(H, W)``; ``(C, H, W)``, where channels are not smoothed over; ``(T,)`` for a time axis. The weight of a
-            linear layer over flattened pictures has its fan-in folded so; a convolution's kernel ``(kh, kw)`` is a
-            picture itself. None for none.
+            linear layer over flattened images has its fan-in folded so; a convolution's kernel ``(kh, kw)`` is a
+            image itself. None for none.
         lr: learning rate, a float or a tensor of one element.
         momentum: in [0, 1).
         nesterov: whether the momentum is Nesterov's.
@@ -49,7 +49,7 @@ class WienerSGD(WienerOptimizer):
         grid: of groups that do not say.
         coherence_ema: factor of the average of S and P over steps, in [0, 1).
         gain: "radial", the same in all directions; or "separable", a product of one gain per axis.
-        scale: "energy", as above; or "unit dc", which leaves the mean over the picture as it is, as a kernel that sums
+        scale: "energy", as above; or "unit dc", which leaves the mean over the image as it is, as a kernel that sums
             to 1 does.
         second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients
             that are accumulated: call :meth:`mark_half` between the two halves. Then S has no bias.

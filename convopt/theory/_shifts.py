@@ -159,7 +159,7 @@ class LineShifts(Shifts):
         return torch.baddbmm(toeplitz, windows, signed.mT), total + signed.sum(-1)
 
 
-class PictureShifts(Shifts):
+class ImageShifts(Shifts):
     """Shifts along the last two axes of one or more tensors, which one buffer holds one below the other.
 
     The copies are the rows of a few matrices. Where one copy for each shift along the last axis fits the cache, they
@@ -168,18 +168,18 @@ class PictureShifts(Shifts):
     is matrix-vector products either way.
 
     Args:
-        pictures: tensors of one dtype and device and any memory layout, of shapes ``(..., H, W step)`` with one common
+        images: tensors of one dtype and device and any memory layout, of shapes ``(..., H, W step)`` with one common
             W, H and W at least ``size``.
         size: taps along each of the two axes, odd.
-        boundary: how each picture goes on beyond its edges.
-        step: how many elements apart neighbours along the last axis are: so many pictures are interleaved there.
+        boundary: how each image goes on beyond its edges.
+        step: how many elements apart neighbours along the last axis are: so many images are interleaved there.
 
     Raises:
-        ValueError: the kernel is larger than a picture, or widths differ.
+        ValueError: the kernel is larger than an image, or widths differ.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], size: int, boundary: Boundary = "reflect", step: int = 1):
-        self._shapes = [picture.shape for picture in pictures]
+    def __init__(self, images: Sequence[Tensor], size: int, boundary: Boundary = "reflect", step: int = 1):
+        self._shapes = [image.shape for image in images]
         width = self._shapes[0][-1:]
         if any(
             len(shape) < 2 or min(shape[-2], shape[-1] // step) < size or shape[-1:] != width or 0 in shape
@@ -191,8 +191,8 @@ class PictureShifts(Shifts):
             )
         extend = ways().extend
         padded = [
-            extend(at_least_float32(picture).reshape(-1, *picture.shape[-2:]), size // 2, boundary, step)
-            for picture in pictures
+            extend(at_least_float32(image).reshape(-1, *image.shape[-2:]), size // 2, boundary, step)
+            for image in images
         ]
         self._padded_shapes = [stack.shape for stack in padded]
         buffer = torch.cat([stack.view(-1) for stack in padded]) if len(padded) > 1 else padded[0]
@@ -219,7 +219,7 @@ class PictureShifts(Shifts):
         return ways().correlate(self._matrices, others, self._crop)
 
     def _crop(self, flat: Tensor) -> list[Tensor]:
-        """Views of the pictures' places in a flat tensor of the span."""
+        """Views of the images' places in a flat tensor of the span."""
         places, start = [], 0
         for shape, (count, height, row) in zip(self._shapes, self._padded_shapes, strict=True):
             stack = flat[start:].as_strided((count, *shape[-2:]), (height * row, row, 1))
@@ -232,9 +232,9 @@ class ShiftsInPieces(Shifts):
     """Shifts of one large gradient, reflected at its ends, a piece at a time, so that each stays in the core's cache.
 
     Args:
-        gradient: ``(N,)``, shifted along its axis, or one picture ``(H, W step)``, shifted along both.
+        gradient: ``(N,)``, shifted along its axis, or one image ``(H, W step)``, shifted along both.
         size: taps along each axis, odd and at most the length of each.
-        step: as in :class:`PictureShifts`.
+        step: as in :class:`ImageShifts`.
     """
 
     def __init__(self, gradient: Tensor, size: int, step: int = 1):
@@ -280,7 +280,7 @@ class ShiftsInPieces(Shifts):
             yield slice(start, end), self.gradient[first:last], slice(start - first, end - first)
 
     def _shifts_of(self, seen: Tensor) -> Shifts:
-        return LineShifts([seen], self._size) if seen.ndim == 1 else PictureShifts([seen], self._size, step=self._step)
+        return LineShifts([seen], self._size) if seen.ndim == 1 else ImageShifts([seen], self._size, step=self._step)
 
 
 def smooth_line(line: Tensor, kernel: Tensor) -> Tensor:
@@ -294,7 +294,7 @@ def goes_in_pieces(tensor: Tensor) -> bool:
 
 
 def _copies(buffer: Tensor, size: int, row: int, step: int) -> list[Tensor]:
-    """The matrices of ``PictureShifts`` from a buffer of rows of ``row`` elements, for ``size`` x ``size`` taps."""
+    """The matrices of ``ImageShifts`` from a buffer of rows of ``row`` elements, for ``size`` x ``size`` taps."""
     # One copy runs over everything. What is computed in the gutters between rows is cut off.
     length = buffer.numel() - (size - 1) * step
     span = length - (size - 1) * row

@@ -77,7 +77,7 @@ class _Compiled(_Eager):
     @staticmethod
     def correlate(matrices: Sequence[Tensor], others: Sequence[Tensor], crop: Crop) -> Tensor:
         copies = [crop(copy) for matrix in matrices for copy in matrix]
-        return torch.stack([torch.stack([*map(_row_by_row, others, pictures)]).sum() for pictures in copies])
+        return torch.stack([torch.stack([*map(_row_by_row, others, images)]).sum() for images in copies])
 
     @staticmethod
     def powers(y: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,7 +38,7 @@ class KernelLoss(NamedTuple):
 
 
 def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> KernelLoss:
-    """The README's kernel loss: ``-cos(g, y) + lambda Var(y)``, with the population variance.
+    """The original proposal's kernel loss: ``-cos(g, y) + lambda Var(y)``, with the population variance.
 
     Args:
         smoothed: y, any shape.
@@ -96,7 +96,7 @@ class TapsLoss(NamedTuple):
 
 @in_full_precision
 def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weight: float) -> TapsLoss:
-    """The README's kernel loss ``-cos(g, W * g) + lambda Var(W * g)``; see :func:`local_loss`.
+    """The original proposal's kernel loss ``-cos(g, W * g) + lambda Var(W * g)``; see :func:`local_loss`.
 
     With w the taps and A, b, m of :class:`~convopt.theory.smoothing.ShiftStatistics`:
     ``cos = w.b / sqrt(mean(g^2) w'Aw)`` and ``Var = w'Aw - (w.m)^2``.
@@ -123,7 +123,7 @@ def local_loss_of_taps(taps: Tensor, statistics: ShiftStatistics, variance_weigh
 
 
 def white_noise_weight(centre: float, size: int) -> float:
-    """The lambda Var(g) at which a white gradient teaches the README's loss a centre tap of ``centre``.
+    """The lambda Var(g) at which a white gradient teaches the original proposal's loss a centre tap of ``centre``.
 
     For white g of mean zero, signal or noise, the loss among kernels that sum to 1 is lowest where all other taps are
     equal, ``b = (1 - centre) / (size - 1)``; setting its slope from b to the centre to zero gives

@@ -4,7 +4,7 @@ Throughout, "convolve" is what ``torch.nn.functional.conv1d`` does: ``(W * g)[n]
 centre ``c``. For the symmetric kernels that smoothing is about, it makes no difference. Beyond its edges a gradient
 ``[a, b, c, d]`` goes on
 
-- by "reflect" to ``c b | a b c d | c b``, the README's choice and the optimizers', which is not symmetric as a matrix;
+- by "reflect" to ``c b | a b c d | c b``, as in the original proposal and the optimizers, not a symmetric matrix;
 - by "symmetric" (half-sample symmetric, as the DCT-II sees it) to ``b a | a b c d | d c``;
 - by "circular" (as the FFT sees it) to ``c d | a b c d | a b``.
 """

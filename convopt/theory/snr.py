@@ -30,10 +30,10 @@ class Powers(NamedTuple):
 
 
 def ema_powers(signal: Tensor, grad: Tensor) -> Powers:
-    """Signal and noise power as the README estimates them: ``|signal|^2`` and ``|grad - signal|^2``.
+    """Signal and noise power as the original proposal estimates them: ``|signal|^2`` and ``|grad - signal|^2``.
 
-    Their ratio is the README's SNR. It is biased: what is left of the noise in the average counts as signal (see
-    :func:`ema_floors`), and drift of the signal counts as noise (see :func:`ema_lag`).
+    Their ratio is the original proposal's SNR. It is biased: what is left of the noise in the average counts as signal
+    (see :func:`ema_floors`), and drift of the signal counts as noise (see :func:`ema_lag`).
 
     Args:
         signal: exponential moving average of the gradients, any shape.

@@ -59,7 +59,7 @@ def _tuned() -> Iterable[Arm]:
 EXPERIMENTS = (
     Experiment(
         name="07-batch-size",
-        title="Batch-size ablation at the original proposal's settings: 3000 images, 10 % wrong labels",
+        title="Batch-size ablation at the original proposal's settings: 3000 images, 10 % label noise",
         arms=each_in(SETTINGS.values(), RECIPES),
         claims=tuple(
             Claim("ConvolutionalSGDv2 (uniform)", "SGD", "best", difference, size)

@@ -77,7 +77,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="09-controls-label-noise",
-        title="Stress test at other rates of wrong labels",
+        title="Stress test at other levels of label noise",
         arms=each_in(
             [replace(STRESS, label_noise=rate) for rate in (0.0, 0.15, 0.3, 0.45)],
             [(label, recipe) for label, recipe in SMOOTHING if recipe != V2_UNIFORM],

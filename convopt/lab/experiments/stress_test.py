@@ -8,7 +8,7 @@ PAGE = "06-stress-test"
 EXPERIMENTS = (
     Experiment(
         name="06-stress-test",
-        title="Stress test: SimpleNet, batch 8, 15 % wrong labels",
+        title="Stress test: SimpleNet, batch 8, 15 % label noise",
         arms=(
             Arm("SGD", SGD, STRESS),
             Arm("Adam", ADAM, STRESS),

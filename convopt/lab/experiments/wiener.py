@@ -110,7 +110,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="04-wiener-batch-size",
-        title="Batch-size ablation: 3000 images, 10 % wrong labels",
+        title="Batch-size ablation: 3000 images, 10 % label noise",
         arms=each_in([replace(ABLATION, batch_size=size) for size in (8, 16, 32, 64)], FOUR),
     ),
     Experiment(
@@ -125,7 +125,7 @@ EXPERIMENTS = (
     ),
     Experiment(
         name="04-wiener-convnet",
-        title="ConvNet, batch 8, 15 % wrong labels: annealing against a schedule",
+        title="ConvNet, batch 8, 15 % label noise: annealing against a schedule",
         arms=(
             Arm("Adam", ADAM, CONV_NOISE),
             Arm("Adam + SNRAnnealing", annealed(ADAM), CONV_NOISE),

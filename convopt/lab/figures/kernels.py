@@ -48,7 +48,7 @@ def gain_lines(learnt: dict[str, dict[str, list[Sequence[float]]]], top: float |
     """One panel per arm: radial gains by frequency, a line per moment, seeds thin and their mean bold.
 
     Args:
-        learnt: the seeds' gains by arm and moment; of a moment without any, the legend tells all the same. Pictures are
+        learnt: the seeds' gains by arm and moment; of a moment without any, the legend tells all the same. Images are
             square: there are as many rings of frequencies as pixels along a side.
         top: where the axis of gains ends; None lets it hold all lines.
     """
@@ -80,7 +80,7 @@ def growing_gain(courses: dict[str, list[dict[int, Tensor]]], step: int) -> Figu
     return gain_lines(learnt, top=2)
 
 
-def kernel_pictures(kernels_by_title: dict[str, Sequence[Sequence[float]]]) -> Figure:
+def kernel_images(kernels_by_title: dict[str, Sequence[Sequence[float]]]) -> Figure:
     """2-D kernels side by side on one colour scale, each tap's value written into it."""
     figure, panels = plt.subplots(1, len(kernels_by_title), figsize=(3.1 * len(kernels_by_title), 3.3), squeeze=False)
     top = max(np.max(kernel) for kernel in kernels_by_title.values())
@@ -136,7 +136,7 @@ def descents(losses: dict[str, Sequence[float]]) -> Figure:
 def centre_taps(
     formula: tuple[Sequence[float], Sequence[float]], found: dict[str, tuple[Sequence[float], Sequence[float]]]
 ) -> Figure:
-    """The centre tap that the README's loss teaches against lambda Var(g): the formula's line, and what was found.
+    """The centre tap of the original proposal's loss against lambda Var(g): the formula's line, and what was found.
 
     All are (lambda Var(g), centre tap); ``found`` by name.
     """

@@ -37,7 +37,7 @@ def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -
 def race(arms: dict[str, list[Record]], title: str, epoch: int | None = None) -> Figure:
     """Mean test accuracy and training loss over each arm's records up to ``epoch``, None for as far as they go.
 
-    The axes have room for all epochs, so that pictures at several compare. The figure is unknown to pyplot and may be
+    The axes have room for all epochs, so that images at several compare. The figure is unknown to pyplot and may be
     drawn in any thread.
     """
     figure = Figure(figsize=(10, 3.8))

@@ -68,14 +68,14 @@ def snr_of_batches(seen: dict[float, probes.FreshGradients], label_noise: float,
     Args:
         seen: of ``probes.fresh_gradients``, by label noise.
         label_noise: whose gradients are shown.
-        batch_size: from 1 to as many pictures as were drawn.
+        batch_size: from 1 to as many images as were drawn.
         title: what the gradients are of.
     """
-    figure, (left, *pictures) = plt.subplots(1, 3, figsize=(10, 3.4), width_ratios=(2, 1, 1))
+    figure, (left, *images) = plt.subplots(1, 3, figsize=(10, 3.4), width_ratios=(2, 1, 1))
     sizes = 2.0 ** np.arange(10)
     for (noise, (powers, _, _)), colour in zip(seen.items(), OKABE_ITO[3:] + OKABE_ITO[:3], strict=False):
         ratio = (powers.signal / powers.noise).item()
-        left.loglog(sizes, sizes * ratio, color=colour, label=f"{100 * noise:g} % wrong labels")
+        left.loglog(sizes, sizes * ratio, color=colour, label=f"{100 * noise:g} % label noise")
         if noise == label_noise:
             left.plot(batch_size, batch_size * ratio, "o", color=colour, markersize=10)
             left.set_title(f"{title}, batch {batch_size}: SNR {batch_size * ratio:.2g}")
@@ -86,9 +86,9 @@ def snr_of_batches(seen: dict[float, probes.FreshGradients], label_noise: float,
     left.legend(frameon=False, fontsize=8)
     _, samples, signal = seen[label_noise]
     shown = {f"one hidden unit's gradient:\nbatch of {batch_size}": samples[:batch_size].mean(0), "signal": signal}
-    for axes, (title, picture) in zip(pictures, shown.items(), strict=True):
-        most = picture.abs().max().item() or 1  # the unit may be off for all of a small batch
-        axes.imshow(picture, cmap="PuOr", vmin=-most, vmax=most)
+    for axes, (title, image) in zip(images, shown.items(), strict=True):
+        most = image.abs().max().item() or 1  # the unit may be off for all of a small batch
+        axes.imshow(image, cmap="PuOr", vmin=-most, vmax=most)
         axes.set(xticks=[], yticks=[])
         axes.grid(visible=False)
         axes.set_title(title, fontsize=10)

@@ -34,7 +34,7 @@ AXIS_LABELS = {
     "pgd_accuracy": "accuracy against PGD-10 (%)",
     "gradient_norm": "mean gradient norm",
     "train_loss": "training loss (nats)",
-    "wrong_labels_learnt": "wrong labels learnt (%)",
+    "wrong_labels_learnt": "noisy labels memorized (%)",
     "rho": "agreement of gradients, rho",
     "annealing_factor": "factor on the learning rate",
     "best": "best test accuracy (%)",
@@ -75,6 +75,6 @@ def to_base64(figure: Figure) -> str:
 
 
 def to_html(figure: Figure, alt: str) -> HTML:
-    """The figure as a picture with alternative text inside the page, for glueing into another page."""
-    picture = to_base64(figure)
-    return HTML(f'<img src="data:image/png;base64,{picture}" alt="{html.escape(alt)}" style="max-width: 100%">')
+    """The figure as an image with alternative text inside the page, for glueing into another page."""
+    image = to_base64(figure)
+    return HTML(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}" style="max-width: 100%">')

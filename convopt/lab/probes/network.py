@@ -18,7 +18,7 @@ from convopt.theory.snr import Powers
 
 
 def draw(split: data.Split, count: int, seed: int) -> data.Split:
-    """``count`` pictures drawn independently, so that the split's own gradient is the signal: some may come twice."""
+    """``count`` images drawn independently, so that the split's own gradient is the signal: some may come twice."""
     index = torch.randint(len(split), (count,), generator=torch.Generator().manual_seed(seed))
     return data.Split(split.x[index], split.y[index])
 
@@ -44,7 +44,7 @@ class FreshGradients(NamedTuple):
     Attributes:
         powers: of the whole gradient, the noise that of one sample, both without bias.
         samples: of each sample with respect to one hidden unit's weights, ``(n, height, width)``.
-        signal: the mean of such gradients over all training pictures, ``(height, width)``.
+        signal: the mean of such gradients over all training images, ``(height, width)``.
     """
 
     powers: Powers
@@ -52,19 +52,19 @@ class FreshGradients(NamedTuple):
     signal: Tensor
 
 
-def fresh_gradients(dataset: str, label_noise: float, pictures: int, seed: int = 0) -> FreshGradients:
+def fresh_gradients(dataset: str, label_noise: float, images: int, seed: int = 0) -> FreshGradients:
     """Of the stress test's network; the hidden unit is the one with the median of the signal's power.
 
     Args:
         dataset: a name of ``data.ENTRIES``, of images.
         label_noise: share of wrong training labels.
-        pictures: how many are drawn, two or more.
-        seed: of the run whose initial weights, wrong labels and first probe these are.
+        images: how many are drawn, two or more.
+        seed: of the run whose initial weights, label noise and first probe these are.
     """
     run = replace(experiments.STRESS, label_noise=label_noise).run(experiments.SGD, dataset, None, seed)
     trainer = Trainer(run)
     model, split, grid = trainer.model, trainer.split, trainer.dataset.grid
-    gradients = _sample_gradients(model, draw(split, pictures, run.stream("probe 0")))
+    gradients = _sample_gradients(model, draw(split, images, run.stream("probe 0")))
     (signal,) = torch.autograd.grad(F.cross_entropy(model(split.x), split.y), [next(model.parameters())])
     unit = signal.square().sum(1).median(0).indices
     samples = next(iter(gradients.values()))[:, unit]
@@ -113,7 +113,7 @@ def pixel_spectra(gradients: Tensor, grid: tuple[int, int], batch: int, rings: i
 
 
 class EMAProbe:
-    """Follows an optimizer's gradients as the README does and averages the powers from one reading to the next.
+    """Follows an optimizer's gradients as the original proposal does; powers are averaged between readings.
 
     Args:
         optimizer: any of torch's; its gradients are read after each step.
@@ -156,21 +156,21 @@ class Course(NamedTuple):
     spectra: pd.DataFrame
 
 
-def course(run: Run, dataset: data.Dataset, pictures: int, betas: Sequence[float] = (), rings: int = 8) -> Course:
+def course(run: Run, dataset: data.Dataset, images: int, betas: Sequence[float] = (), rings: int = 8) -> Course:
     """Train ``run`` and probe the network before training and after each epoch, on one thread.
 
-    The layers' powers are unbiased, from the gradients of training pictures drawn anew for each epoch. The EMAs' powers
+    The layers' powers are unbiased, from the gradients of training images drawn anew for each epoch. The EMAs' powers
     are averages over the steps of the epoch.
 
     Args:
         run: of a model whose first parameter is the weight over the pixels; its ``dataset`` is not looked at.
         dataset: what it trains on.
-        pictures: how many are drawn for a probe, even and a multiple of the run's batch size.
+        images: how many are drawn for a probe, even and a multiple of the run's batch size.
         betas: factors of the EMAs.
         rings: of the radial frequency.
 
     Raises:
-        ValueError: ``pictures`` is odd or no multiple of the batch size, or training diverged.
+        ValueError: ``images`` is odd or no multiple of the batch size, or training diverged.
     """
     with training.one_thread():
         trainer = Trainer(run, dataset)
@@ -179,7 +179,7 @@ def course(run: Run, dataset: data.Dataset, pictures: int, betas: Sequence[float
         for epoch, batches in enumerate([[], *trainer.epochs()]):
             if batches and trainer.train_epoch(batches) is None:
                 raise ValueError(f"training diverged in epoch {epoch}")
-            probe = draw(trainer.split, pictures, run.stream(f"probe {epoch}"))
+            probe = draw(trainer.split, images, run.stream(f"probe {epoch}"))
             gradients = _sample_gradients(trainer.model, probe)
             estimates = {
                 name: Powers(power.signal, power.noise / run.batch_size)
@@ -217,7 +217,7 @@ def courses(
     seeds: Iterable[int],
     epochs: int,
     label_noise: float,
-    pictures: int,
+    images: int,
     betas: Sequence[float] = (),
 ) -> Course:
     """The courses of SGD in the stress test's setting, one below the other, with columns for what tells them apart.
@@ -225,10 +225,10 @@ def courses(
     Args:
         dataset: a name of ``data.ENTRIES``, of images.
         arms: batch size and order of the pixels, "natural" or "permuted": one random order per seed, kept throughout.
-        seeds: of initial weights, batches, wrong labels, probes and the order of the pixels.
-        epochs: passes over the training pictures.
+        seeds: of initial weights, batches, label noise, probes and the order of the pixels.
+        epochs: passes over the training images.
         label_noise: share of wrong training labels.
-        pictures: of a probe, see :func:`course`.
+        images: of a probe, see :func:`course`.
         betas: factors of the EMAs.
 
     Returns:
@@ -241,7 +241,7 @@ def courses(
     for (batch_size, pixels), seed in itertools.product(arms, seeds):
         setting = replace(experiments.STRESS, batch_size=batch_size, label_noise=label_noise, pixels=pixels)
         run = setting.run(experiments.SGD, dataset, epochs, seed)
-        seen = course(run, dataset_of(run), pictures, betas)
+        seen = course(run, dataset_of(run), images, betas)
         powers.append(seen.powers.assign(batch_size=batch_size, pixels=pixels, seed=seed))
         spectra.append(seen.spectra.assign(batch_size=batch_size, pixels=pixels, seed=seed))
     return Course(pd.concat(powers, ignore_index=True), pd.concat(spectra, ignore_index=True))

@@ -170,8 +170,8 @@ def tracking(beta: float, turns: float = 5.0, steps: int = 2000, size: int = 500
         seed: of the simulation.
 
     Returns:
-        One row per step: ``truth``; ``EMA``, the README's estimate; and ``two halves``, unbiased powers of which EMAs
-        with the same factor are taken apart and then divided.
+        One row per step: ``truth``; ``EMA``, the original proposal's estimate; and ``two halves``, unbiased powers of
+        which EMAs with the same factor are taken apart and then divided.
     """
     generator = torch.Generator().manual_seed(seed)
     first, second = torch.linalg.qr(torch.randn(size, 2, generator=generator)).Q.T

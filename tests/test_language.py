@@ -1,0 +1,45 @@
+"""What people read has the field's terms."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+RETIRED = {
+    r"pictures?": "image",
+    r"(?<!11-)rivals?": "baseline, or method",
+    r"the README's": "the original proposal's: this repository's README is another text",
+    r"first report": "original proposal",
+    r"wrong labels": "label noise, or noisy labels",
+    r"by heart": "memorize",
+}
+"""Regular expressions of words that were in use, and what is written in their place."""
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    for path in (ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))):
+        yield path.name, path.read_text()
+
+
+def notebooks() -> Iterator[tuple[str, str]]:
+    """With captions and alternative texts."""
+    for path in (*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "templates" / "experiment.ipynb"):
+        cells = nbformat.read(path, as_version=4).cells
+        yield path.name, "\n".join(f"{cell.source}\n{cell.metadata}" for cell in cells)
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    documented = ast.Module, ast.ClassDef, ast.FunctionDef
+    for path in sorted((ROOT / "convopt").rglob("*.py")):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, documented)]
+        yield str(path.relative_to(ROOT)), "\n".join(filter(None, map(ast.get_docstring, nodes)))
+
+
+@pytest.mark.parametrize("word", RETIRED, ids=RETIRED.get)
+@pytest.mark.parametrize("texts", [pages, notebooks, docstrings])
+def test_a_retired_word_is_nowhere(texts, word):
+    retired = re.compile(rf"\b{word}\b", re.IGNORECASE)
+    assert not {name for name, text in texts() if retired.search(text)}
