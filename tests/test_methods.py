@@ -84,12 +84,15 @@ def test_averaged_weights_are_what_is_evaluated():
 
 PARTS = {"filter": "WienerFilter", "annealing": "SNRAnnealing", "schedule": "cosine"}
 
+IN_FLOAT32 = {"Muon": {"precision": "float32"}}
+"""Options of optimizers whose products are in bfloat16 otherwise, which many CPUs are slow at."""
+
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Muon"])
 def test_filter_annealing_schedule_loss_and_average_combine_around_any_optimizer(optimizer):
     run = replace(
         RUN,
-        optimizer=Choice.of(optimizer, lr=0.01 if optimizer == "SGD" else 0.001),
+        optimizer=Choice.of(optimizer, lr=0.01 if optimizer == "SGD" else 0.001, **IN_FLOAT32.get(optimizer, {})),
         n_train=320,
         epochs=2,
         loss=Choice.of("label smoothing", amount=0.1),
@@ -117,7 +120,9 @@ def test_several_optimizers_have_a_schedule_and_an_annealing_each():
 
 
 def test_muon_and_its_adamw_are_annealed_by_one_agreement():
-    trainer = Trainer(replace(RUN, optimizer=Choice.of("Muon", lr=0.01), annealing=Choice.of("SNRAnnealing")))
+    trainer = Trainer(
+        replace(RUN, optimizer=Choice.of("Muon", lr=0.01, precision="float32"), annealing=Choice.of("SNRAnnealing"))
+    )
     trainer.train_epoch(next(trainer.epochs()))
     (annealing,) = trainer.annealing.values()
     assert sum(previous.numel() for previous in annealing.state_dict()["previous"]) == sum(
@@ -128,7 +133,7 @@ def test_muon_and_its_adamw_are_annealed_by_one_agreement():
 @pytest.mark.parametrize("optimizer", ["SGD", "Muon", "SAM"])
 def test_a_fixed_kernel_smooths_what_any_optimizer_steps_by(optimizer):
     """The first layer's update has less of the high frequencies, the other layers' are the same."""
-    options = {"SAM": {"rho": 0.05}, "Muon": {"precision": "float32"}}.get(optimizer, {})
+    options = {"SAM": {"rho": 0.05}, **IN_FLOAT32}.get(optimizer, {})
     run = replace(RUN, optimizer=Choice.of(optimizer, lr=0.01, **options))
     updates = []
     for each in (run, replace(run, filter=Choice.of("fixed kernel", kernel="binomial", size=5))):
