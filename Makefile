@@ -30,7 +30,7 @@ MAKEFLAGS += --jobs=2  # two notebooks at a time
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book serve publish-check reproduce test retest test-all test-torch lint clean FORCE
+.PHONY: help setup lab book figures serve publish-check reproduce test retest test-all test-torch lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -76,6 +76,9 @@ book/executed/.profile: FORCE
 
 serve: book  ## build the report and serve it on http://localhost:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(dir $(HTML))
+
+figures: $(READY)  ## draw the README's figure anew, from the published records
+	$(BIN)/python -m convopt.lab.finding book/_static
 
 publish-check: book  ## build the report as GitHub Pages would get it, and check it in a browser
 	$(BIN)/pytest -n auto -m browser -rs

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 RETIRED = {
-    r"pictures?": "image",
+    r"(?<![</])pictures?": "image",  # <picture> is an HTML element
     r"(?<!11-)rivals?": "baseline, or method",
     r"the README's": "the original proposal's: this repository's README is another text",
     r"first report": "original proposal",
@@ -43,3 +43,19 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def test_a_retired_word_is_nowhere(texts, word):
     retired = re.compile(rf"\b{word}\b", re.IGNORECASE)
     assert not {name for name, text in texts() if retired.search(text)}
+
+
+def sentences(text: str) -> list[str]:
+    """Of the prose: without code, tables, figures and headings."""
+    prose = re.sub(r"```.*?```|<picture>.*?</picture>|^[|#].*?$", "", text, flags=re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"{[\w:]+}`[^`]*`", "figure", prose)
+    return [
+        part for part in re.split(r"(?<=[.?!])\W*\s|\n\s*\n|^- ", prose, flags=re.MULTILINE) if len(part.split()) > 1
+    ]
+
+
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "book/quickstart.md"])
+def test_sentences_are_short(page):
+    lengths = [len(sentence.split()) for sentence in sentences((ROOT / page).read_text())]
+    assert len(lengths) > 10
+    assert sum(lengths) / len(lengths) < 20

@@ -13,8 +13,7 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import correctness, experiments, factorial, report, workspace
-from convopt.lab.experiments.factorial import STEPS
+from convopt.lab import correctness, experiments, finding, workspace
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
 from convopt.lab.study import Results
@@ -23,7 +22,8 @@ from convopt.lab.vision import torchvision
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIRED_PYTHON = PROJECT["requires-python"].removeprefix(">=")
 README = (ROOT / "README.md").read_text()
-BASH = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+RERUN, QUICKSTART = ((ROOT / "book" / name).read_text() for name in ("rerun.md", "quickstart.md"))
+BASH = re.findall(r"```bash\n(.*?)```", RERUN, re.DOTALL)
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)$")
 
 
@@ -60,15 +60,6 @@ def test_conda_and_binder_get_the_versions_of_the_constraints_file():
     assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
 
 
-def test_the_readme_shows_the_published_table():
-    experiment = experiments.find("06-stress-test")
-    rows = report.rows(experiment, published("06-stress-test").records)
-    assert rows
-    for row in rows:
-        values = [str(cell) for cell in report.table(experiment, [row], report.MEASURES).text().iloc[0]]
-        assert f"| {' | '.join(values[:4])} |" in README
-
-
 @cache
 def published_by_run() -> dict[Run, Record]:
     return {record.run: record for record in workspace.published_records()}
@@ -96,24 +87,24 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
                 ("fixed kernel, cosine", "blurred inputs, cosine"),
             )
         ),
-        correctness.headline(published("04-wiener-permuted"), "WienerSGD without annealing", "SGD"),
         correctness.headline(published("11-rivals"), "ConvolutionalSGD", "SGD"),
         *(
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
             for size in (8, 64, 256)
         ),
+        correctness.headline(published("04-wiener-permuted"), "WienerSGD without annealing", "SGD"),
         correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
     assert quoted == measured
 
 
-def test_the_readme_shows_the_accuracy_of_every_combination():
-    found = factorial.cells(published("15-factorial"))
-    for gradient in {gradient for _, gradient, _ in found}:
-        cells = [found.get(("SGD", gradient, step)) for step in STEPS]
-        shown = [report.format_interval(cell, 1) if cell else "" for cell in cells]
-        assert f"| {gradient} | {' | '.join(shown)} |" in README
+@pytest.mark.parametrize("theme", finding.THEMES)
+def test_the_readme_s_figure_shows_what_was_measured(theme):
+    figure = (ROOT / "book" / "_static" / f"finding-{theme}.svg").read_text()
+    shown = json.loads(re.search("<dc:description>(.*)</dc:description>", figure)[1])
+    assert shown == {name: pytest.approx(list(interval), abs=0.006) for name, interval in finding.found().items()}
+    assert f"finding-{theme}.svg" in README
 
 
 def test_the_front_page_quotes_differences_between_arms_that_were_tuned_alike():
@@ -174,7 +165,7 @@ def test_other_versions_of_torch_get_the_tests_of_the_optimizers_and_the_theory_
     assert not {"lightning", "skorch", "training", "report", "cli", "project"} & tested
 
 
-@pytest.mark.parametrize("page", ["README.md", "book/use.md", "book/faq.md"])
+@pytest.mark.parametrize("page", ["README.md", "book/quickstart.md", "book/use.md", "book/faq.md"])
 def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torchvision()  # Lightning imports torchvision, which not every pair of wheels can do by itself
@@ -185,8 +176,10 @@ def test_every_python_block_runs_as_written(page, tmp_path, monkeypatch):
         exec(block, namespace)
 
 
-@pytest.mark.parametrize("command", re.findall(r"\bconvopt [^#>\n]*", "".join(BASH)))
-def test_the_program_takes_each_command_of_the_readme(command):
+@pytest.mark.parametrize(
+    "command", re.findall(r"^convopt [^#>\n]*|(?<=nohup )convopt [^>\n]*", RERUN + QUICKSTART, re.MULTILINE)
+)
+def test_the_program_takes_each_command_that_a_page_shows(command):
     """Some would train for hours."""
     options = cli._make_parser().parse_args(shlex.split(command)[1:])
     if getattr(options, "experiment", None):
@@ -194,7 +187,7 @@ def test_the_program_takes_each_command_of_the_readme(command):
 
 
 @pytest.mark.slow
-def test_the_readme_s_workers_for_slurm_work_as_processes_of_this_machine(checkout):
+def test_the_workers_for_slurm_work_as_processes_of_this_machine(checkout):
     (block,) = (block for block in BASH if "SLURMCluster" in block)
     script = re.search(r"cat > workers\.py.*?^END\n", block, re.DOTALL | re.MULTILINE)[0]
     for told, here in (
@@ -211,8 +204,8 @@ def test_the_readme_s_workers_for_slurm_work_as_processes_of_this_machine(checko
 
 
 @pytest.mark.slow
-def test_the_readme_s_commands_to_rerun_work_as_pasted(checkout):
-    notebook, sweep = BASH[1:3]
+def test_the_commands_to_run_it_again_work_as_pasted(checkout):
+    notebook, sweep = BASH[:2]
     environment, *reruns = notebook.splitlines()
     assert environment.startswith("make setup && source .venv/bin/activate")  # the checkout has it
     for command in (*reruns, *sweep.splitlines()):

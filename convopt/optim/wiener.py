@@ -40,7 +40,7 @@ class WienerSGD(WienerOptimizer):
     Args:
         params: parameters or param groups. A group's ``grid`` says how trailing axes of its parameters form an image:
             ``(H, W)``; ``(C, H, W)``, where channels are not smoothed over; ``(T,)`` for a time axis. The weight of a
-            linear layer over flattened images has its fan-in folded so; a convolution's kernel ``(kh, kw)`` is a
+            linear layer over flattened images has its fan-in folded so; a convolution's kernel ``(kh, kw)`` is an
             image itself. None for none.
         lr: learning rate, a float or a tensor of one element.
         momentum: in [0, 1).
