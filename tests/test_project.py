@@ -76,7 +76,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     robust = published("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
     measured = [
         *(
-            correctness.headline(tuned, f"SGD, {treatment}", f"SGD, {control}")
+            correctness.headline(tuned, f"{base}, {treatment}", f"{base}, {control}")
             for treatment, control in (
                 ("Wiener filter, cosine", "raw gradient, cosine"),
                 ("fixed kernel, cosine", "raw gradient, cosine"),
@@ -86,6 +86,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
                 ("fixed kernel, cosine", "shifted inputs, cosine"),
                 ("fixed kernel, cosine", "blurred inputs, cosine"),
             )
+            for base in ("SGD", "AdamW")
         ),
         correctness.headline(published("11-rivals"), "ConvolutionalSGD", "SGD"),
         *(
