@@ -103,7 +103,8 @@ TUNED = "15 % label noise, rate and epochs tuned"
 
 OF_THIS_STUDY = (
     *(
-        Advice(TUNED, True, "15-factorial", f"SGD, {treatment}", f"SGD, {control}", "confirmation")
+        Advice(TUNED, True, "15-factorial", f"{base}, {treatment}", f"{base}, {control}", "confirmation")
+        for base in ("SGD", "AdamW")
         for treatment, control in (
             ("Wiener filter, cosine", "raw gradient, cosine"),
             ("fixed kernel, cosine", "raw gradient, cosine"),

@@ -272,7 +272,9 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
         xlabel: what the values are.
     """
     bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    figure, panels = plt.subplots(1, len(bases), figsize=(3.6 + 2.6 * len(bases), 4.2), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(bases), figsize=(3.6 + 2.6 * len(bases), 4.2), sharex=True, sharey=True, squeeze=False
+    )
     for base, axes in zip(bases, panels[0], strict=True):
         for gradient, colour in colours(gradients).items():
             offset = 0.6 / len(gradients) * (gradients.index(gradient) - (len(gradients) - 1) / 2)
