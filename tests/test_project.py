@@ -93,7 +93,14 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
             for size in (8, 64, 256)
         ),
-        correctness.headline(published("04-wiener-permuted"), "WienerSGD without annealing", "SGD"),
+        *(
+            correctness.headline(
+                published("15-factorial-conditions"),
+                f"SGD, {gradient}, cosine, permuted pixels",
+                "SGD, raw gradient, cosine, permuted pixels",
+            )
+            for gradient in ("fixed kernel", "Wiener filter")
+        ),
         correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)

@@ -6,7 +6,16 @@ from statistics import fmean
 import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies
-from convopt.lab.experiments.factorial import CELLS, GRADIENTS, INPUTS, NAMES, STUDIED, chosen_settings
+from convopt.lab.experiments.factorial import (
+    CELLS,
+    CONDITIONS,
+    ELSEWHERE,
+    GRADIENTS,
+    INPUTS,
+    NAMES,
+    STUDIED,
+    chosen_settings,
+)
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
 from convopt.lab.stats import Interval
@@ -50,6 +59,16 @@ def _questions(base: str) -> Iterator[Pair]:
     for inputs in INPUTS:
         if f"{base}, {inputs}, cosine" in CELLS:
             yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
+
+
+def questions_elsewhere() -> list[Pair]:
+    """What is asked of the few combinations under other conditions, which are corrected together."""
+    control = ELSEWHERE[0]
+    return [
+        Pair(f"{condition}: does it help?", ", ".join((*names, condition)), ", ".join((*control, condition)))
+        for condition in CONDITIONS
+        for names in ELSEWHERE[1:]
+    ]
 
 
 def chosen_table(results: Results, name: str) -> Table:

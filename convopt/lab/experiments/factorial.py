@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, part_and_option, with_options
-from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, part_and_option, with_options
+from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
 
@@ -77,6 +77,17 @@ INPUTS = {
 }
 """What stands beside the fixed kernel: the same smoothing of the inputs, and the usual augmentation."""
 
+CONDITIONS = {"permuted pixels": PERMUTED}
+"""What differs from the stress test for a few of the combinations, each of which is tuned there again."""
+
+ELSEWHERE = (
+    ("SGD", "raw gradient", "cosine"),
+    ("SGD", "fixed kernel", "cosine"),
+    ("SGD", "Wiener filter", "cosine"),
+    ("SGD", "raw gradient", "SNRAnnealing"),
+)
+"""Those few."""
+
 HORIZONS = (3, 6, 12)
 """Epochs that are drawn. A schedule ends with the training, a constant rate is stopped."""
 
@@ -96,12 +107,14 @@ class Cell:
         recipe: its settings, but for what is drawn.
         rates: least and largest learning rate.
         options: what else is drawn.
+        setting: what it trains on. Its epochs are drawn.
     """
 
     label: str
     recipe: Recipe
     rates: tuple[float, float]
     options: Options
+    setting: Setting = STRESS
 
     def first_trials(self) -> Iterator[dict[str, Any]]:
         """Settings: the same rates and epochs for all cells of an optimizer, a Latin hypercube of what else there is.
@@ -123,23 +136,19 @@ class Cell:
             if name != "epochs":
                 part, option = part_and_option(name)
                 recipe = with_options(recipe, part, **{option: value})
-        return Arm(label or self.label, recipe, replace(STRESS, epochs=settings["epochs"]), TUNED)
+        return Arm(label or self.label, recipe, replace(self.setting, epochs=settings["epochs"]), TUNED)
 
 
-def _label(base: str, level: str, step: str) -> str:
-    return f"{base}, {level}, {step}"
-
-
-def _cell(base: str, level: str, step: str, levels: dict[str, Level]) -> Cell:
+def _cell(label: str, base: str, level: str, step: str, setting: Setting = STRESS) -> Cell:
     recipe, rates, options = BASES[base]
-    of_gradient, of_step = levels[level], STEPS[step]
+    of_gradient, of_step = {**GRADIENTS, **INPUTS}[level], STEPS[step]
     recipe = replace(recipe, **of_gradient.fields, **of_step.fields)
     options = {**options, **of_gradient.options, **of_step.options}
-    return Cell(_label(base, level, step), recipe, rates, options)
+    return Cell(label, recipe, rates, options, setting)
 
 
 NAMES = {
-    _label(*names): names
+    ", ".join(names): names
     for names in (
         *itertools.product(STUDIED, GRADIENTS, STEPS),
         *((base, inputs, "cosine") for base in STUDIED if base in ("SGD", "AdamW") for inputs in INPUTS),
@@ -147,21 +156,31 @@ NAMES = {
 }
 """Optimizer, gradient or inputs, and step of all that is compared, by label."""
 
-CELLS = {label: _cell(*names, {**GRADIENTS, **INPUTS}) for label, names in NAMES.items()}
+CELLS = {label: _cell(label, *names) for label, names in NAMES.items()}
 """What each of them is."""
+
+CELLS_ELSEWHERE = {
+    label: _cell(label, *names, setting)
+    for condition, setting in CONDITIONS.items()
+    for names in ELSEWHERE
+    for label in [", ".join((*names, condition))]
+}
+"""The few under other conditions, by label."""
+
+_ALL_CELLS = {**CELLS, **CELLS_ELSEWHERE}
 
 FIRST_SEARCH, SECOND_SEARCH = "15-factorial-search", "15-factorial-neighbours"
 
 
 def _first() -> Iterable[Trial]:
-    for label, cell in CELLS.items():
+    for label, cell in _ALL_CELLS.items():
         for settings in cell.first_trials():
             yield Trial(label, settings, cell.arm(settings))
 
 
 def _second() -> Iterable[Trial]:
     """The best of the first search and its neighbours; none of a cell before that one is chosen."""
-    for label, cell in CELLS.items():
+    for label, cell in _ALL_CELLS.items():
         if not is_chosen(FIRST_SEARCH, label):
             continue
         best = chosen(FIRST_SEARCH, label)
@@ -180,25 +199,26 @@ def chosen_settings(label: str) -> dict[str, Any]:
     return chosen(SECOND_SEARCH, label)
 
 
+def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
+    """The cells with these labels at their chosen settings; none before it is chosen."""
+    arms = tuple(_ALL_CELLS[label].arm(chosen_settings(label)) for label in cells if is_chosen(SECOND_SEARCH, label))
+    return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
+
+
+def _search(name: str, title: str) -> Experiment:
+    arms = tuple(trial.arm for trial in SEARCHES[name])
+    return Experiment(name=name, title=title, arms=arms, seeds=1, first_seed=TUNING_SEED, is_search=True)
+
+
 EXPERIMENTS = (
-    Experiment(
-        name=PAGE,
-        title="Stress test: gradient, step and optimizer in all combinations, each with rate and epochs tuned",
-        arms=tuple(CELLS[label].arm(chosen_settings(label)) for label in CELLS if is_chosen(SECOND_SEARCH, label)),
-        first_seed=FIRST_SEED,
+    _comparison(
+        PAGE, "Stress test: gradient, step and optimizer in all combinations, each with rate and epochs tuned", CELLS
     ),
-    *(
-        Experiment(
-            name=name,
-            title=title,
-            arms=tuple(trial.arm for trial in SEARCHES[name]),
-            seeds=1,
-            first_seed=TUNING_SEED,
-            is_search=True,
-        )
-        for name, title in (
-            (FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),
-            (SECOND_SEARCH, "Stress test: the best of six trials, and its neighbours"),
-        )
+    _comparison(
+        f"{PAGE}-conditions",
+        "Stress test with permuted pixels: a few combinations, tuned there",
+        CELLS_ELSEWHERE,
     ),
+    _search(FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),
+    _search(SECOND_SEARCH, "Stress test: the best of six trials, and its neighbours"),
 )
