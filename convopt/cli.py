@@ -233,6 +233,7 @@ def _add_reproduce(commands: _Commands) -> None:
 def _add_bench(commands: _Commands) -> None:
     bench = commands.add_parser("bench", help="measure what a step of each optimizer costs on this machine")
     bench.add_argument("--quick", action="store_true", help="SimpleNet on one thread alone: half a minute")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--publish", action="store_true", help="keep it as the measurement that the book shows")
     bench.set_defaults(command="measure_costs")

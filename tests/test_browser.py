@@ -8,6 +8,8 @@ import gzip
 import http.server
 import io
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -17,7 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from conftest import CHROMIUM, ROOT
 from PIL import Image
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Browser, Locator, Page
 
 HTML = ROOT / "book" / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
@@ -29,11 +31,9 @@ pytestmark = [
     pytest.mark.skipif(not PAGES, reason="no book: run `make book` first"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),
 ]
-for_every_page = pytest.mark.parametrize("name", PAGES)
 WITH_FORMULAS = [name for name in PAGES if 'class="math' in (HTML / name).read_text()]
 SLIDER = "figure input[type=range]"
 WITH_SLIDERS = [name for name in PAGES if 'type="range"' in (HTML / name).read_text()]
-for_every_page_with_sliders = pytest.mark.parametrize("name", WITH_SLIDERS)
 
 
 class Troubles(list):
@@ -55,9 +55,9 @@ def address():
         server.shutdown()
 
 
-@pytest.fixture
-def page(browser, address):
-    """A page, with what went wrong in its attribute ``troubles``."""
+@contextmanager
+def new_page(browser: Browser, address: str) -> Iterator[Page]:
+    """A page, with what goes wrong in its attribute ``troubles``."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     page.troubles = Troubles()
@@ -71,62 +71,92 @@ def page(browser, address):
     context.close()
 
 
+@pytest.fixture
+def page(browser, address):
+    with new_page(browser, address) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def visited(browser, address, request):
+    """Each page of the book, loaded once for all that looks at it; tests leave it as wide and as light as it was."""
+    with new_page(browser, address) as page:
+        page.add_init_script("localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')")
+        visit(page, f"{address}/{request.param}", until="networkidle")
+        page.first_seen = seen(page)
+        yield page
+
+
+def grouped(names: list[str]) -> list:
+    """Tests of one page run one after the other in one process."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+
+
+for_every_page = pytest.mark.parametrize("name", grouped(PAGES))
+on_every_page = pytest.mark.parametrize("visited", grouped(PAGES), indirect=True)
+
+
 def visit(page: Page, url: str, until: Literal["load", "networkidle"] = "load") -> None:
     page.goto(url, wait_until=until)
     page.evaluate("window.MathJax?.startup?.promise")
 
 
-@for_every_page
-def test_it_loads_whole_and_from_this_machine_alone(page, address, name):
-    visit(page, f"{address}/{name}", until="networkidle")
-    assert page.troubles == []
-    images = page.eval_on_selector_all(
+def seen(page: Page) -> np.ndarray:
+    shot = page.screenshot(animations="disabled")
+    return np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float)
+
+
+@on_every_page
+def test_it_loads_whole_and_from_this_machine_alone(visited):
+    assert visited.troubles == []
+    images = visited.eval_on_selector_all(
         "img", "all => all.filter(i => !i.naturalWidth || !i.alt.trim()).map(i => i.outerHTML.slice(0, 200))"
     )
     assert images == []
 
 
-@for_every_page
-def test_from_a_file_it_looks_the_same(page, address, name):
-    images = []
-    for url in (f"{address}/{name}", (HTML / name).as_uri()):
-        visit(page, url, until="networkidle")
-        shot = page.screenshot(animations="disabled")
-        images.append(np.asarray(Image.open(io.BytesIO(shot)).convert("L"), dtype=float))
+@on_every_page
+def test_from_a_file_it_looks_the_same(visited, page):
+    visit(page, (HTML / urlsplit(visited.url).path.strip("/")).as_uri(), until="networkidle")
     assert page.troubles == []
-    assert (abs(images[0] - images[1]) > 30).mean() < 1e-3
+    assert (abs(visited.first_seen - seen(page)) > 30).mean() < 1e-3
 
 
-@pytest.mark.parametrize("name", WITH_FORMULAS)
-def test_formulas_are_rendered(page, address, name):
-    visit(page, f"{address}/{name}")
-    written = page.locator(".math").count()
-    assert page.locator(".math mjx-container").count() >= written > 0
-    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+@pytest.mark.parametrize("visited", grouped(WITH_FORMULAS), indirect=True)
+def test_formulas_are_rendered(visited):
+    written = visited.locator(".math").count()
+    assert visited.locator(".math mjx-container").count() >= written > 0
+    assert visited.locator("mjx-merror, [data-mjx-error]").count() == 0
 
 
-@for_every_page
-def test_nothing_sticks_out_to_the_side(page, address, name):
-    page.set_viewport_size({"width": 375, "height": 900})
-    visit(page, f"{address}/{name}")
+@on_every_page
+def test_nothing_sticks_out_to_the_side(visited):
     for width in (375, 1440):
-        page.set_viewport_size({"width": width, "height": 900})
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        visited.set_viewport_size({"width": width, "height": 900})
+        assert visited.evaluate("document.documentElement.scrollWidth") <= width
 
 
-ALL_RULES, OF_COLOURS = {}, {"runOnly": ["color-contrast", "link-in-text-block"]}
+@on_every_page
+def test_axe_finds_nothing_serious(visited):
+    check_with_axe(visited)
 
 
-@for_every_page
-@pytest.mark.parametrize(("theme", "rules"), [("light", ALL_RULES), ("dark", OF_COLOURS)], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(page, address, name, theme, rules):
-    """Legible, named, reachable; in the dark, where nothing but colours is another, legible."""
-    page.add_init_script(f"localStorage.setItem('mode', '{theme}'); localStorage.setItem('theme', '{theme}')")
-    visit(page, f"{address}/{name}")
-    assert page.evaluate("document.documentElement.dataset.theme") == theme
-    page.wait_for_timeout(300)  # until colours have faded in
+@on_every_page
+def test_in_the_dark_it_is_legible_too(visited):
+    """Nothing but colours is another there."""
+    as_it_was = visited.evaluate("document.documentElement.dataset.theme")
+    visited.evaluate("document.documentElement.dataset.theme = 'dark'")
+    try:
+        visited.wait_for_timeout(300)  # until colours have faded in
+        check_with_axe(visited, runOnly=["color-contrast", "link-in-text-block"])
+    finally:
+        visited.evaluate("theme => document.documentElement.dataset.theme = theme", as_it_was)
+
+
+def check_with_axe(page: Page, **options) -> None:
+    options["resultTypes"] = ["violations"]  # to list what is right takes as long as to look
     # Sphinx calls its bibliography a list, and its entries, rightly, bibliography entries.
-    found = Axe().run(page, context={"exclude": [".citation-list"]}, options=rules).response["violations"]
+    found = Axe().run(page, context={"exclude": [".citation-list"]}, options=options).response["violations"]
     serious = {
         violation["id"]: [node["html"][:150] for node in violation["nodes"]][:3]
         for violation in found
@@ -147,9 +177,9 @@ def test_internal_links_lead_somewhere(name):
             assert f'id="{unquote(href.fragment)}"' in target.read_text(), link
 
 
-@for_every_page_with_sliders
-def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(page, address, name):
-    visit(page, f"{address}/{name}")
+@pytest.mark.parametrize("visited", grouped(WITH_SLIDERS), indirect=True)
+def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(visited):
+    page = visited
     sliders = page.locator(SLIDER)
     for i in range(sliders.count()):
         others = [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i]
@@ -174,7 +204,7 @@ def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(page, a
     assert page.troubles == []
 
 
-@for_every_page_with_sliders
+@pytest.mark.parametrize("name", grouped(WITH_SLIDERS))
 def test_a_slider_follows_a_finger(browser, address, name):
     context = browser.new_context(viewport={"width": 375, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()

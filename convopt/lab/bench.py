@@ -63,8 +63,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 """Networks by name, and the shape of one image; the squares, whose steps alone are timed, have none."""
 
-TRAINED = {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,)}
-"""Whose whole training steps are timed, and at which batch sizes."""
+TRAINED: dict[str, dict[str, tuple[int, ...]]] = {
+    "cpu": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,)},
+    "cuda": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32, 256), "ViT-B/16": (32,)},
+}
+"""Whose whole training steps are timed on a device, and at which batch sizes."""
 
 Make = Callable[[nn.Module, Tensor], torch.optim.Optimizer]
 
@@ -112,7 +115,7 @@ def _compiled(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimi
 def _makers(name: str, device: str) -> dict[str, Make]:
     """What is measured on one of ``MODELS``."""
     more: dict[str, Make] = {}
-    if name == "1 M":
+    if name == "1 M" and device == "cpu":
         more = {
             f"{cls.__name__}, {size} taps": partial(_plain, cls, kernel_size=size)
             for cls in (ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2)
@@ -145,7 +148,9 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     """
     _keep_freed_memory()
     rows = []
-    cases = [(name, count, batch) for name in models for count in threads for batch in (None, *TRAINED.get(name, ()))]
+    cases = [
+        (name, count, batch) for name in models for count in threads for batch in (None, *TRAINED[device].get(name, ()))
+    ]
     for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
         with _threads(count):
             times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
@@ -184,6 +189,8 @@ def _keep_freed_memory() -> None:
 def publish(rows: list[dict[str, Any]], path: Path) -> None:
     """Write measurements to ``path``, with where they come from."""
     made = provenance.collect("none") | {"date": date.today().isoformat()}
+    if rows[0]["device"] == "cuda":
+        made["accelerator"] = torch.cuda.get_device_name()
     write_atomically(path, json.dumps({"provenance": made, "rows": rows}, indent=1).encode())
 
 

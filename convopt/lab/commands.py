@@ -272,15 +272,17 @@ def measure_costs(options: argparse.Namespace) -> int:
 
     if options.publish and options.quick:
         raise ValueError("--publish keeps the whole measurement, of which --quick is a part: leave one of them out")
-    published = workspace.project_folder() / workspace.COSTS if options.publish else None
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a CUDA device and a build of torch for it: torch finds none here")
+    published = workspace.project_folder() / workspace.COSTS[options.device] if options.publish else None
     if published:
         require_writable("the folder of the published measurement", published.parent)
     if options.quick:
-        rows = bench.measure(["SimpleNet"], [1], "cpu", seconds=4)
+        rows = bench.measure(["SimpleNet"], [1], options.device, seconds=4)
+    elif options.device == "cuda":
+        rows = bench.measure(bench.MODELS, [1], "cuda", seconds=4)
     else:
         rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=10)
-        if torch.cuda.is_available():
-            rows += bench.measure(bench.MODELS, [1], "cuda", seconds=10)
     if published:
         bench.publish(rows, published)
     # What was not measured is left empty: whole training steps have no floor.

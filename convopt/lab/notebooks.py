@@ -7,8 +7,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from papermill.models import Parameter
 from tqdm.auto import tqdm
 
 from convopt.lab import cluster
+from convopt.lab.arithmetic import PORTABLE
 from convopt.lab.folders import require_writable
 from convopt.lab.names import quoted, require_known
 from convopt.lab.parameters import check_parameters
@@ -192,8 +193,11 @@ def execute(execution: Execution) -> None:
     output = execution.output
     output.parent.mkdir(parents=True, exist_ok=True)
     running, failed = (output.with_name(f"{output.stem}.{state}.ipynb") for state in ("running", "failed"))
+    # A kernel that trains in its own process has to compute as worker processes do.
+    environment = PORTABLE if execution.parameters.get("jobs") == 1 else {}
     try:
-        _papermill_with_one_retry(execution.notebook, running, execution.parameters, execution.timeout)
+        with _started_with(environment):
+            _papermill_with_one_retry(execution.notebook, running, execution.parameters, execution.timeout)
     except Exception as error:
         kept = ""
         if running.exists():
@@ -202,6 +206,18 @@ def execute(execution: Execution) -> None:
         raise NotebookError(f"notebook {output.stem} failed: {error}{kept}") from error
     os.replace(running, output)
     failed.unlink(missing_ok=True)
+
+
+@contextmanager
+def _started_with(environment: Mapping[str, str]) -> Iterator[None]:
+    """Kernels start with this process's environment, and with these variables."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _papermill_with_one_retry(notebook: Path, output: Path, parameters: dict[str, Any], timeout: int) -> None:

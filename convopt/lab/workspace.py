@@ -11,8 +11,8 @@ PUBLISHED = Path("book/records/published.parquet")
 LABELS = Path("book/records/labels.json")
 """The classes of the inputs that published predictions are about, inside the project folder."""
 
-COSTS = Path("book/records/costs.json")
-"""The published measurement of what steps cost, inside the project folder."""
+COSTS = {"cpu": Path("book/records/costs.json"), "cuda": Path("book/records/costs-cuda.json")}
+"""The published measurements of what steps cost, by device, inside the project folder."""
 
 
 RUNS = Path("runs")
