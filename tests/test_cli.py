@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from convopt.cli import main
 from convopt.lab import bench, experiments, sweep
@@ -67,6 +68,11 @@ def test_help_names_every_command():
         (["run", "06-stress-test", "--scheduler", ""], "--scheduler"),
         (["report", "06-stress-test", "--store", ""], "--store"),
         (["bench", "--quick", "--publish"], "--quick"),
+        pytest.param(
+            ["bench", "--device", "cuda"],
+            "finds none here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         (["notebooks", "06-stres-test"], "did you mean 06-stress-test?"),
         (["notebooks", "06-stress-test", "--output", ""], "--output"),
         (["notebooks", "06-stress-test", "--output", "README.md"], "output must be a folder"),
