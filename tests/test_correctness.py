@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convopt.lab import correctness, data, experiments, stats, training
 from convopt.lab.correctness import Pair
 from convopt.lab.experiments import Arm, Experiment
-from convopt.lab.predictions import pack
+from convopt.lab.predictions import Differences, pack
 from convopt.lab.study import Results
 
 SETTING = replace(experiments.STRESS, n_train=400, epochs=1)
@@ -135,3 +137,30 @@ def test_labels_are_packed_of_what_the_predictions_are_about(results):
     packed = correctness.packed_labels(results.records)
     assert list(packed) == ["digits"]
     assert list(packed["digits"]) == ["test"]
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["test", "confirmation"]),
+            st.one_of(
+                st.lists(st.integers(0, 255), max_size=5).map(np.uint8), st.lists(st.floats(width=32)).map(np.float32)
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_predictions_of_many_runs_come_back_from_their_differences(runs):
+    packed = [{split: pack(values) for split, values in run.items()} for run in runs]
+    kept = list(Differences().taken(packed))
+    assert list(Differences().undone(kept)) == packed
+
+
+def test_differences_of_networks_that_agree_take_little_and_damage_is_told():
+    rng = np.random.default_rng(0)
+    first = rng.integers(10, size=9000, dtype=np.uint8)
+    second = np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), first)
+    whole, difference = Differences().taken({"test": pack(each)} for each in (first, second))
+    assert len(difference["test"]) < 0.5 * len(whole["test"])
+    with pytest.raises(ValueError, match="none before"):
+        list(Differences().undone([difference]))

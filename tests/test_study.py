@@ -39,3 +39,14 @@ def test_seeds_are_the_first_of_those_that_an_experiment_has(tmp_path):
     experiment = dataclasses.replace(experiments.find("09-controls-layers"), first_seed=20)
     (results,) = Study("digits", seeds=2, epochs=1, store=str(tmp_path), jobs=1).together([experiment])
     assert {record.run.seed for record in results.records} == {20, 21}
+
+
+def test_an_arm_may_have_more_seeds_than_its_experiment():
+    experiment = dataclasses.replace(experiments.find("09-controls-layers"), seeds=1)
+    first, *others = experiment.arms
+    more = dataclasses.replace(experiment, arms=(first._replace(seeds=3), *others))
+    assert more.runs() == [
+        *experiment.runs(),
+        *(first.setting.run(first.recipe, "mnist", None, seed) for seed in (1, 2)),
+    ]
+    assert more.runs("mnist", range(1)) == experiment.runs()

@@ -123,11 +123,15 @@ def comparisons(results: Results, pairs: Sequence[Pair], name: str) -> Table:
             "p, Holm": p,
             "p, equal": p_equal,
             "verdict": _verdict(each.interval, p, p_equal),
-            "seeds": str(len(results.arms[pair.treatment])),
+            "seeds": str(len(_seeds(results, pair.treatment) & _seeds(results, pair.control))),
         }
         for (pair, each), p, p_equal in zip(found, different, equal, strict=True)
     ]
     return Table(pd.DataFrame(rows), name, signed=True, index=2, decimals=1)
+
+
+def _seeds(results: Results, label: str) -> set[int]:
+    return {record.run.seed for record in finished(results.arms[label])}
 
 
 def _what_differs(*labels: str) -> list[str]:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
+from convopt.lab.predictions import Differences, Packed
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
@@ -243,10 +244,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_table(records: Iterable[Record], path: Path) -> None:
     """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON.
 
-    Kernels are kept to nine digits: they are in float32.
+    Kernels are kept to nine digits: they are in float32. Predictions are kept as ``predictions.Differences``.
     """
     rows = []
-    for record in sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True)):
+    ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
+    predictions = Differences().taken(record.predictions for record in ordered)
+    for record, predicted in zip(ordered, predictions, strict=True):
         data = record.to_json()
         rows.append(
             {
@@ -258,7 +261,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
-                "predictions": json.dumps(record.predictions),
+                "predictions": json.dumps(predicted),
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
@@ -276,7 +279,9 @@ def nine_digits(nested: Any) -> Any:
 def read_table(path: Path) -> list[Record]:
     """The records of a table written by ``write_table``. RecordsError where it is damaged."""
     try:
-        return [_from_row(row) for row in pd.read_parquet(path).to_dict("records")]
+        rows = pd.read_parquet(path).to_dict("records")
+        predictions = Differences().undone(json.loads(row.get("predictions") or "{}") for row in rows)
+        return [_from_row(row, predicted) for row, predicted in zip(rows, predictions, strict=True)]
     except FileNotFoundError:
         raise
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -286,7 +291,7 @@ def read_table(path: Path) -> list[Record]:
         ) from error
 
 
-def _from_row(row: dict[str, Any]) -> Record:
+def _from_row(row: dict[str, Any], predictions: Packed) -> Record:
     confirmation = row["confirmation_accuracy"]
     return Record.from_json(
         {
@@ -295,7 +300,7 @@ def _from_row(row: dict[str, Any]) -> Record:
             "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
             "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
             **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
-            "predictions": json.loads(row.get("predictions") or "{}"),
+            "predictions": predictions,
         }
     )
 

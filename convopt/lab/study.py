@@ -63,7 +63,8 @@ class Study:
         return [Results(experiment, [found[run] for run in self._runs(experiment)]) for experiment in several]
 
     def _runs(self, experiment: Experiment) -> list[Run]:
-        return experiment.runs(self._dataset, experiment.first_seeds(self._seeds), self._epochs)
+        seeds = experiment.first_seeds(self._seeds) if self._seeds else None
+        return experiment.runs(self._dataset, seeds, self._epochs)
 
     def _distinct(self, several: Sequence[Experiment]) -> list[Run]:
         return list(dict.fromkeys(run for experiment in several for run in self._runs(experiment)))

@@ -90,12 +90,14 @@ class Arm(NamedTuple):
         recipe: how the network is trained.
         setting: on what.
         tuned: what of recipe and setting a search chose on the validation data.
+        seeds: how many the study has of it, where that is not the experiment's number.
     """
 
     label: str
     recipe: Recipe
     setting: Setting
     tuned: tuple[str, ...] = ()
+    seeds: int | None = None
 
 
 def each_in(settings: Iterable[Setting], recipes: Iterable[tuple[str, Recipe]]) -> tuple[Arm, ...]:
@@ -127,7 +129,7 @@ class Experiment:
         title: one line.
         arms: what is compared.
         claims: what the original proposal reports of it, from one run each.
-        seeds: how many the study has.
+        seeds: how many the study has of each arm that does not say itself.
         first_seed: the first of them.
         is_search: whether it chooses settings for others, with seeds that those do not have.
         published: whether their records are among the published ones.
@@ -145,15 +147,20 @@ class Experiment:
     def runs(self, dataset: str = "mnist", seeds: Iterable[int] | None = None, epochs: int | None = None) -> list[Run]:
         """All runs, seed by seed so that an interrupted sweep holds whole pairs.
 
-        ``seeds`` None are the study's, ``epochs`` None are the setting's. ValueError for an unknown data set.
+        ``seeds`` None are each arm's own, ``epochs`` None are the setting's. ValueError for an unknown data set.
         """
         data.require_dataset(dataset)
-        seeds = self.first_seeds() if seeds is None else seeds
-        return [arm.setting.run(arm.recipe, dataset, epochs, seed) for seed in seeds for arm in self.arms]
+        most = max((arm.seeds or 0 for arm in self.arms), default=0)
+        return [
+            arm.setting.run(arm.recipe, dataset, epochs, seed)
+            for seed in (self.first_seeds(max(most, self.seeds)) if seeds is None else seeds)
+            for arm in self.arms
+            if seeds is not None or seed in self.first_seeds(arm.seeds or self.seeds)
+        ]
 
-    def first_seeds(self, count: int | None = None) -> range:
-        """The first ``count`` of its seeds; None for the study's."""
-        return range(self.first_seed, self.first_seed + (count or self.seeds))
+    def first_seeds(self, count: int) -> range:
+        """The first ``count`` of its seeds."""
+        return range(self.first_seed, self.first_seed + count)
 
     def label(self, run: Run) -> str | None:
         """The label of the arm that ``run`` belongs to, whatever its data set, epochs and seed; None for none."""

@@ -199,9 +199,31 @@ def chosen_settings(label: str) -> dict[str, Any]:
     return chosen(SECOND_SEARCH, label)
 
 
+SUMMARIZED = tuple(
+    f"SGD, {names}"
+    for names in (
+        "raw gradient, constant",
+        "raw gradient, SNRAnnealing",
+        "raw gradient, cosine",
+        "fixed kernel, cosine",
+        "Wiener filter, cosine",
+        "shifted inputs, cosine",
+    )
+)
+"""What summaries of the study speak of first: it has more seeds."""
+
+SEEDS_OF_SUMMARIZED = 40
+
+
 def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
     """The cells with these labels at their chosen settings; none before it is chosen."""
-    arms = tuple(_ALL_CELLS[label].arm(chosen_settings(label)) for label in cells if is_chosen(SECOND_SEARCH, label))
+    arms = tuple(
+        _ALL_CELLS[label]
+        .arm(chosen_settings(label))
+        ._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
+        for label in cells
+        if is_chosen(SECOND_SEARCH, label)
+    )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
 
 
