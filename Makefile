@@ -81,7 +81,7 @@ figures: $(READY)  ## draw the README's figure anew, from the published records
 	$(BIN)/python -m convopt.lab.finding book/_static
 
 publish-check: book  ## build the report as GitHub Pages would get it, and check it in a browser
-	$(BIN)/pytest -n auto --dist loadgroup -m browser -rs
+	$(BIN)/pytest -n auto -m browser -rs
 
 reproduce: $(READY)  ## train all published runs anew (many hours; goes on where it stopped), print the differences
 	$(BIN)/convopt reproduce --store runs/reproduced

@@ -87,13 +87,8 @@ def visited(browser, address, request):
         yield page
 
 
-def grouped(names: list[str]) -> list:
-    """Tests of one page run one after the other in one process."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
-
-
-for_every_page = pytest.mark.parametrize("name", grouped(PAGES))
-on_every_page = pytest.mark.parametrize("visited", grouped(PAGES), indirect=True)
+for_every_page = pytest.mark.parametrize("name", PAGES)
+on_every_page = pytest.mark.parametrize("visited", PAGES, indirect=True)
 
 
 def visit(page: Page, url: str, until: Literal["load", "networkidle"] = "load") -> None:
@@ -122,7 +117,7 @@ def test_from_a_file_it_looks_the_same(visited, page):
     assert (abs(visited.first_seen - seen(page)) > 30).mean() < 1e-3
 
 
-@pytest.mark.parametrize("visited", grouped(WITH_FORMULAS), indirect=True)
+@pytest.mark.parametrize("visited", WITH_FORMULAS, indirect=True)
 def test_formulas_are_rendered(visited):
     written = visited.locator(".math").count()
     assert visited.locator(".math mjx-container").count() >= written > 0
@@ -177,7 +172,7 @@ def test_internal_links_lead_somewhere(name):
             assert f'id="{unquote(href.fragment)}"' in target.read_text(), link
 
 
-@pytest.mark.parametrize("visited", grouped(WITH_SLIDERS), indirect=True)
+@pytest.mark.parametrize("visited", WITH_SLIDERS, indirect=True)
 def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(visited):
     page = visited
     sliders = page.locator(SLIDER)
@@ -204,7 +199,7 @@ def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(visited
     assert page.troubles == []
 
 
-@pytest.mark.parametrize("name", grouped(WITH_SLIDERS))
+@pytest.mark.parametrize("name", WITH_SLIDERS)
 def test_a_slider_follows_a_finger(browser, address, name):
     context = browser.new_context(viewport={"width": 375, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()

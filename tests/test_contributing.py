@@ -93,19 +93,21 @@ def test_the_hooks_pass_on_the_repository_and_need_no_network(checkout):
 
 
 @pytest.mark.slow
-def test_a_commit_of_a_notebook_that_is_not_as_it_should_be_is_stopped(checkout):
-    path = checkout.folder / "notebooks" / "06-stress-test.ipynb"
+def test_a_commit_of_notebooks_that_are_not_as_they_should_be_is_stopped(checkout):
     checkout("pre-commit install")
-    for hook, spoil in (
-        ("notebooks without outputs", lambda cells: cells[1].outputs.append(nbformat.v4.new_output("stream"))),
-        ("notebooks with typed parameters", lambda cells: cells.pop()),  # the provenance
-        ("notebooks with typed parameters", lambda cells: cells[2].metadata.tags.remove("parameters")),
-    ):
-        checkout("git reset --quiet --hard")
+    for name, spoil in {
+        "05-standard": lambda cells: cells[1].outputs.append(nbformat.v4.new_output("stream")),
+        "06-stress-test": lambda cells: cells.pop(),  # the provenance
+        "07-batch-size": lambda cells: cells[2].metadata.tags.remove("parameters"),
+    }.items():
+        path = checkout.folder / "notebooks" / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
         spoil(notebook.cells)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
-        checkout("git add notebooks")
-        with pytest.raises(subprocess.CalledProcessError) as stopped:
-            checkout("git -c user.name=test -c user.email=test@localhost commit -m spoilt")
+    checkout("git add notebooks")
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        checkout("git -c user.name=test -c user.email=test@localhost commit -m spoilt")
+    for hook in ("notebooks without outputs", "notebooks with typed parameters"):
         assert re.search(rf"{hook}.*Failed", stopped.value.output)
+    for failed in ("provenance[06-stress-test]", "parameters[07-batch-size]"):
+        assert re.search(rf"FAILED .*{re.escape(failed)}", stopped.value.output)

@@ -65,7 +65,7 @@ def test_records_come_in_the_order_of_runs_and_are_not_run_again(tmp_path, recor
 @pytest.mark.slow
 def test_a_killed_sweep_keeps_what_was_finished_and_goes_on(tmp_path):
     command = [sys.executable, "-m", "convopt.cli", "run", "06-stress-test", "--dataset", "digits"]
-    command += ["--seeds", "2", "--epochs", "2", "--jobs", "2", "--store", str(tmp_path)]
+    command += ["--seeds", "2", "--epochs", "1", "--jobs", "2", "--store", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for_records(tmp_path, 2, process)
     os.kill(process.pid, signal.SIGKILL)
