@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from convopt.lab.correctness import Pair, accuracies
+from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
     CELLS,
     CONDITIONS,
@@ -20,6 +20,9 @@ from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
 from convopt.lab.stats import Interval
 from convopt.lab.study import Results
+
+STRESS_TEST = "15 % label noise"
+"""The condition of the whole factorial, beside those of the few combinations."""
 
 GRADIENTS_PER_STEP = {"SAM": 2}
 """Backward passes of a step, where it takes more than one."""
@@ -71,6 +74,27 @@ def questions_elsewhere() -> list[Pair]:
     ]
 
 
+def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
+    """What each of the few combinations adds to the first of them, in points, by its name and the condition.
+
+    Args:
+        results: those of the stress test, with its 15 % label noise.
+        elsewhere: those under other conditions.
+    """
+    control, *treatments = ELSEWHERE
+    names = {each: each[1] if each[1] != control[1] else each[2] for each in treatments}
+    by_noise = list(CONDITIONS)
+    by_noise.insert(1, STRESS_TEST)
+    found = {}
+    for condition in by_noise:
+        of_it, more = (results, ()) if condition == STRESS_TEST else (elsewhere, (condition,))
+        for treatment, name in names.items():
+            comparison = compare(of_it, Pair("", ", ".join((*treatment, *more)), ", ".join((*control, *more))))
+            if comparison is not None:
+                found[name, condition] = comparison.interval
+    return found
+
+
 def chosen_table(results: Results, name: str) -> Table:
     """Of each arm the settings that the search chose, what they cost, and the accuracies that result."""
     found, rows = accuracies(results.arms), []
@@ -99,12 +123,14 @@ def chosen_by_noisy_labels(search: Results) -> pd.DataFrame:
     """What becomes of each cell's choice where the validation labels are as noisy as the training's.
 
     Returns:
-        A row per cell: ``same choice``, whether the same trial is best; ``loss``, by how many points the clean
-        validation accuracy of the trial that noisy labels choose is below that of the best one.
+        A row per cell with label noise: ``same choice``, whether the same trial is best; ``loss``, by how many points
+        the clean validation accuracy of the trial that noisy labels choose is below that of the best one.
     """
     rows = []
     for label, trials in search.arms.items():
         done: list[Record] = finished(trials)
+        if any(measured(record, "noisy_validation") is None for record in done):  # without label noise
+            continue
         best, noisy = (
             max(done, key=lambda record, m=measure: measured(record, m))
             for measure in ("validation", "noisy_validation")

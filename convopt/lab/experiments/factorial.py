@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, part_and_option, with_options
-from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS
+from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS, STRESS_CLEAN
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
 
@@ -77,7 +77,12 @@ INPUTS = {
 }
 """What stands beside the fixed kernel: the same smoothing of the inputs, and the usual augmentation."""
 
-CONDITIONS = {"permuted pixels": PERMUTED}
+CONDITIONS = {
+    "no label noise": STRESS_CLEAN,
+    "30 % label noise": replace(STRESS, label_noise=0.3),
+    "45 % label noise": replace(STRESS, label_noise=0.45),
+    "permuted pixels": PERMUTED,
+}
 """What differs from the stress test for a few of the combinations, each of which is tuned there again."""
 
 ELSEWHERE = (
@@ -238,7 +243,7 @@ EXPERIMENTS = (
     ),
     _comparison(
         f"{PAGE}-conditions",
-        "Stress test with permuted pixels: a few combinations, tuned there",
+        "Other shares of noisy labels, permuted pixels: a few combinations, tuned in each",
         CELLS_ELSEWHERE,
     ),
     _search(FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),

@@ -14,6 +14,7 @@ from convopt.lab.figures.kernels import (
     taps,
 )
 from convopt.lab.figures.results import (
+    conditions,
     curves,
     dots,
     factorial,
@@ -31,6 +32,7 @@ from convopt.lab.figures.style import to_base64, to_html, to_png
 
 __all__ = [
     "centre_taps",
+    "conditions",
     "curves",
     "descents",
     "dots",

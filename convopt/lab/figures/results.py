@@ -271,19 +271,45 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
         accuracies: by optimizer, gradient and step; a combination that is missing leaves its place empty.
         xlabel: what the values are.
     """
-    bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    bases, gradients, _ = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
     figure, panels = plt.subplots(
         1, len(bases), figsize=(3.6 + 2.6 * len(bases), 4.2), sharex=True, sharey=True, squeeze=False
     )
     for base, axes in zip(bases, panels[0], strict=True):
-        for gradient, colour in colours(gradients).items():
-            offset = 0.6 / len(gradients) * (gradients.index(gradient) - (len(gradients) - 1) / 2)
-            for row, step in enumerate(steps):
-                if (base, gradient, step) in accuracies:
-                    _dot(axes, accuracies[base, gradient, step], row + offset, colour)
-            axes.plot([], [], "o", color=colour, label=gradient)
+        of_base = {
+            (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
+        }
+        _rows_of_dots(axes, of_base, colours(gradients))
         axes.set(title=base, xlabel=xlabel)
-    panels[0][0].set_yticks(range(len(steps)), steps)
-    panels[0][0].set_ylim(len(steps) - 0.5, -0.5)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def conditions(differences: dict[tuple[str, str], Interval], xlabel: str) -> Figure:
+    """A row per condition, a dot with its interval per treatment, a line at no difference.
+
+    Args:
+        differences: by treatment and condition; what is missing leaves its place empty.
+        xlabel: what the values are.
+    """
+    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    axes.axvline(0, color="0.5", linewidth=1)
+    treatments = list(dict.fromkeys(treatment for treatment, _ in differences))
+    _, *own = colours(["control", *treatments]).values()  # as in ``factorial``, whose first gradient is the control's
+    _rows_of_dots(axes, differences, dict(zip(treatments, own, strict=True)))
+    axes.set_xlabel(xlabel)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _rows_of_dots(axes: Axes, values: dict[tuple[str, str], Interval], colour_of: dict[str, str]) -> None:
+    """Values by colour's label and row: rows from above, in each a dot with its interval per label."""
+    rows = list(dict.fromkeys(row for _, row in values))
+    for place, (label, colour) in enumerate(colour_of.items()):
+        offset = 0.6 / len(colour_of) * (place - (len(colour_of) - 1) / 2)
+        for number, row in enumerate(rows):
+            if (label, row) in values:
+                _dot(axes, values[label, row], number + offset, colour)
+        axes.plot([], [], "o", color=colour, label=label)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
