@@ -88,6 +88,14 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             )
             for base in ("SGD", "AdamW")
         ),
+        *(
+            correctness.headline(
+                published("15-factorial-conditions"),
+                f"SGD, Wiener filter, cosine, {noise}",
+                f"SGD, raw gradient, cosine, {noise}",
+            )
+            for noise in ("no label noise", "30 % label noise", "45 % label noise")
+        ),
         correctness.headline(published("11-rivals"), "ConvolutionalSGD", "SGD"),
         *(
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
