@@ -84,6 +84,7 @@ def visited(browser, address, request):
         page.add_init_script("localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')")
         visit(page, f"{address}/{request.param}", until="networkidle")
         page.first_seen = seen(page)
+        page.troubles_of_loading = [*page.troubles]  # axe will look for style sheets where there are none
         yield page
 
 
@@ -103,7 +104,7 @@ def seen(page: Page) -> np.ndarray:
 
 @on_every_page
 def test_it_loads_whole_and_from_this_machine_alone(visited):
-    assert visited.troubles == []
+    assert visited.troubles_of_loading == []
     images = visited.eval_on_selector_all(
         "img", "all => all.filter(i => !i.naturalWidth || !i.alt.trim()).map(i => i.outerHTML.slice(0, 200))"
     )
@@ -175,6 +176,7 @@ def test_internal_links_lead_somewhere(name):
 @pytest.mark.parametrize("visited", WITH_SLIDERS, indirect=True)
 def test_a_slider_follows_keyboard_and_mouse_and_leaves_the_others_alone(visited):
     page = visited
+    page.troubles.clear()
     sliders = page.locator(SLIDER)
     for i in range(sliders.count()):
         others = [shown(sliders.nth(j)) for j in range(sliders.count()) if j != i]
