@@ -41,7 +41,8 @@ setup: $(READY)  ## make .venv with the pinned versions
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --constraint constraints.txt --editable '.[lab,test]'
+	# Python compiles what it imports; to compile all of it takes longer than to install it.
+	$(BIN)/pip install --no-compile --constraint constraints.txt --editable '.[lab,test]'
 	$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name 'Python 3 (convopt)'
 	touch $@
 
