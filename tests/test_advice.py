@@ -22,7 +22,7 @@ def study_in_which(treatment_gains: float, seeds: int = 10):
     def results(experiment):
         records = []
         for seed in range(seeds):
-            for label, recipe, setting, _ in experiment.arms:
+            for label, recipe, setting, *_ in experiment.arms:
                 gain = treatment_gains if label == SMOOTH.treatment else 0.0
                 accuracy = 0.8 + 0.001 * seed + (0.01 + 0.0001 * seed) * gain
                 curves = {"test_accuracy": [accuracy], "gradient_norm": [1.0], "seconds_training": [1 + gain]}
@@ -71,7 +71,7 @@ def test_more_pieces_on_one_experiment_need_more_evidence_and_those_on_another_d
 
 def test_diverged_runs_leave_it_undecided():
     def diverged(experiment):
-        runs = [setting.run(recipe, "mnist", 1, 0) for _, recipe, setting, _ in experiment.arms]
+        runs = [setting.run(recipe, "mnist", 1, 0) for _, recipe, setting, *_ in experiment.arms]
         return Results(experiment, [Record(run, "diverged", {}, [], None, {}) for run in runs])
 
     assert advice.judge([SMOOTH], lambda several: list(map(diverged, several)), "judged").frame.verdict.tolist() == [

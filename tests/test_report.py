@@ -85,7 +85,7 @@ def test_every_claim_is_about_arms_of_its_experiment():
     for experiment in experiments.EXPERIMENTS.values():
         labels = {arm.label for arm in experiment.arms}
         assert all({claim.treatment, claim.control} <= labels for claim in experiment.claims)
-        for label, recipe, setting, _ in experiment.arms:
+        for label, recipe, setting, *_ in experiment.arms:
             assert experiment.label(setting.run(recipe, "digits", 3, 7)) == label
             assert recipe.optimizer.name in methods.OPTIMIZERS
 
