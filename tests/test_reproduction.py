@@ -198,7 +198,7 @@ def test_reproduce_trains_all_anew_keeps_the_published_and_goes_on(project, publ
 
 
 @pytest.mark.slow
-def test_two_published_runs_of_mnist_come_out_again(mnist_folder, monkeypatch, capsys):
+def test_three_published_runs_of_mnist_come_out_again(mnist_folder, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    status = main(["verify", "--sample", "2", "--seed", "0", "--max-seconds", "3", "--jobs", "1"])
+    status = main(["verify", "--sample", "3", "--seed", "0", "--max-seconds", "3", "--jobs", "1"])
     assert status == 0, capsys.readouterr()

@@ -127,17 +127,28 @@ def _connect(scheduler: str) -> "Client":
 
 
 @contextmanager
+def environment_with(variables: Mapping[str, str]) -> Iterator[None]:
+    """This process has these environment variables, too, and those that it starts inherit them; then all is as before.
+
+    Whatever else is put into the environment meanwhile goes as well.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
 def _started_with(environment: Mapping[str, str]) -> Iterator[None]:
     """Worker processes get the environment before they import anything. Dask puts it into this process's, too."""
     import dask
 
-    name, before = "distributed.nanny.pre-spawn-environ", dict(os.environ)
-    try:
-        with dask.config.set({name: {**dask.config.get(name), **environment}}):
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    name = "distributed.nanny.pre-spawn-environ"
+    with environment_with({}), dask.config.set({name: {**dask.config.get(name), **environment}}):
+        yield
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,7 @@ def execute(execution: Execution) -> None:
     # A kernel that trains in its own process has to compute as worker processes do.
     environment = PORTABLE if execution.parameters.get("jobs") == 1 else {}
     try:
-        with _started_with(environment):
+        with cluster.environment_with(environment):
             _papermill_with_one_retry(execution.notebook, running, execution.parameters, execution.timeout)
     except Exception as error:
         kept = ""
@@ -206,18 +206,6 @@ def execute(execution: Execution) -> None:
         raise NotebookError(f"notebook {output.stem} failed: {error}{kept}") from error
     os.replace(running, output)
     failed.unlink(missing_ok=True)
-
-
-@contextmanager
-def _started_with(environment: Mapping[str, str]) -> Iterator[None]:
-    """Kernels start with this process's environment, and with these variables."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _papermill_with_one_retry(notebook: Path, output: Path, parameters: dict[str, Any], timeout: int) -> None:
