@@ -28,6 +28,8 @@ MATHJAX := book/extra/mathjax/tex-svg.js
 MAKEFLAGS += --jobs=2  # two notebooks at a time
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Many containers set it. Then every process would compile torch and pandas anew: twice the time of each command.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab book figures serve publish-check reproduce test retest test-all test-torch lint clean FORCE
