@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from convopt.lab import correctness, data, experiments, stats, training
 from convopt.lab.correctness import Pair
 from convopt.lab.experiments import Arm, Experiment
-from convopt.lab.predictions import Differences, pack
+from convopt.lab.predictions import as_differences, from_differences, pack, references
 from convopt.lab.study import Results
 
 SETTING = replace(experiments.STRESS, n_train=400, epochs=1)
@@ -152,15 +152,16 @@ def test_labels_are_packed_of_what_the_predictions_are_about(results):
 )
 def test_predictions_of_many_runs_come_back_from_their_differences(runs):
     packed = [{split: pack(values) for split, values in run.items()} for run in runs]
-    kept = list(Differences().taken(packed))
-    assert list(Differences().undone(kept)) == packed
+    first = references(packed)
+    kept = [as_differences(run, first) for run in packed]
+    assert [from_differences(run, references(kept)) for run in kept] == packed
 
 
 def test_differences_of_networks_that_agree_take_little_and_damage_is_told():
     rng = np.random.default_rng(0)
     first = rng.integers(10, size=9000, dtype=np.uint8)
     second = np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), first)
-    whole, difference = Differences().taken({"test": pack(each)} for each in (first, second))
-    assert len(difference["test"]) < 0.5 * len(whole["test"])
-    with pytest.raises(ValueError, match="none before"):
-        list(Differences().undone([difference]))
+    whole, other = ({"test": pack(each)} for each in (first, second))
+    assert len(as_differences(other, references([whole]))["test"]) < 0.5 * len(whole["test"])
+    with pytest.raises(ValueError, match="got none of this number"):
+        from_differences(as_differences(other, references([whole])), references([]))

@@ -14,8 +14,6 @@ from conftest import ROOT
 
 from convopt import cli
 from convopt.lab import correctness, experiments, finding, workspace
-from convopt.lab.records import Record
-from convopt.lab.runs import Run
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
@@ -60,14 +58,12 @@ def test_conda_and_binder_get_the_versions_of_the_constraints_file():
     assert "--constraint constraints.txt" in (ROOT / "Makefile").read_text()
 
 
-@cache
-def published_by_run() -> dict[Run, Record]:
-    return {record.run: record for record in workspace.published_records()}
+PUBLISHED = cache(workspace.published)
 
 
 def published(name: str) -> Results:
     experiment = experiments.find(name)
-    return Results(experiment, [published_by_run()[run] for run in experiment.runs()])
+    return Results(experiment, [PUBLISHED().load(run) for run in experiment.runs()])
 
 
 def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_they_were_measured():

@@ -34,9 +34,9 @@ THEMES = {
 
 def found() -> dict[str, Interval]:
     """The accuracy of each row on the confirmation images, in percent, over seeds and images."""
-    experiment = experiments.find("15-factorial")
-    records = {record.run: record for record in workspace.published_records()}
-    arms = accuracies(Results(experiment, [records[run] for run in experiment.runs() if run in records]).arms)
+    experiment, published = experiments.find("15-factorial"), workspace.published()
+    records = [record for run in experiment.runs() if (record := published.load(run)) is not None]
+    arms = accuracies(Results(experiment, records).arms)
     return {name: arms[label] for name, label in ROWS.items()}
 
 

@@ -2,13 +2,14 @@
 
 import base64
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 import numpy as np
 
 Packed = dict[str, str]
 """What :func:`pack` made of a run's predictions, by split."""
+
+MARK = "^"  # of differences; no dtype starts with it
 
 
 def pack(values: np.ndarray) -> str:
@@ -25,41 +26,37 @@ def unpack(text: str) -> np.ndarray:
         raise ValueError(f"predictions must be what pack() wrote, got {text[:40]!r}") from error
 
 
-@dataclass
-class Differences:
-    """Packed classes of many runs as what differs from the first run's: networks agree on most inputs.
+References = dict[tuple[str, int], np.ndarray]
+"""The classes, by split and their number, that those of other runs are kept as differences from."""
 
-    To be used for one list of runs, from its first to its last, and in the same order again to undo it.
 
-    Attributes:
-        first: the first classes of so many inputs of a split, by both.
-    """
-
-    first: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
-
-    def taken(self, runs: Iterable[Packed]) -> Iterator[Packed]:
-        """Each run's predictions; those of classes but the first, marked with a "^", as differences."""
-        for run in runs:
-            yield {split: self._taken(split, text) for split, text in run.items()}
-
-    def undone(self, runs: Iterable[Packed]) -> Iterator[Packed]:
-        """What :meth:`taken` was given. ValueError where a text is damaged or what it differs from is missing."""
-        for run in runs:
-            yield {split: self._undone(split, text) for split, text in run.items()}
-
-    def _taken(self, split: str, text: str) -> str:
+def references(runs: Iterable[Packed]) -> References:
+    """The first classes of each split and number that are no differences themselves."""
+    found: References = {}
+    for split, text in (item for run in runs for item in run.items() if not item[1].startswith(MARK)):
         values = unpack(text)
-        if values.dtype != np.uint8:
-            return text
-        first = self.first.setdefault((split, len(values)), values)
-        return text if first is values else "^" + pack(values ^ first)
+        if values.dtype == np.uint8:
+            found.setdefault((split, len(values)), values)
+    return found
 
-    def _undone(self, split: str, text: str) -> str:
-        values = unpack(text.removeprefix("^"))
-        if not text.startswith("^"):
-            if values.dtype == np.uint8:
-                self.first.setdefault((split, len(values)), values)
-            return text
-        if (split, len(values)) not in self.first:
-            raise ValueError(f"predictions of {len(values)} inputs must differ from earlier ones, got none before them")
-        return pack(values ^ self.first[split, len(values)])
+
+def as_differences(run: Packed, first: References) -> Packed:
+    """A run's predictions, of classes what differs from the reference, marked: networks agree on most inputs."""
+    told = dict(run)
+    for split, text in run.items():
+        values = unpack(text)
+        if values.dtype == np.uint8 and (values != (reference := first[split, len(values)])).any():
+            told[split] = MARK + pack(values ^ reference)
+    return told
+
+
+def from_differences(run: Packed, first: References) -> Packed:
+    """What :func:`as_differences` was given. ValueError where a text is damaged or there is no reference for it."""
+    told = dict(run)
+    for split, text in run.items():
+        if text.startswith(MARK):
+            values = unpack(text.removeprefix(MARK))
+            if (split, len(values)) not in first:
+                raise ValueError(f"predictions of {len(values)} inputs must have a reference, got none of this number")
+            told[split] = pack(values ^ first[split, len(values)])
+    return told

@@ -7,7 +7,8 @@ import statistics
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ import pandas as pd
 
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
-from convopt.lab.predictions import Differences, Packed
+from convopt.lab.predictions import Packed, as_differences, from_differences, references
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
@@ -178,12 +179,12 @@ class Store:
     def __init__(self, folder: str | Path, published: Path | None = None):
         self.folder = Path(folder)
         require_folder("store", self.folder)
-        rows = read_table(published) if published is not None and published.exists() else []
-        self._published = {record.run: record for record in rows}
+        self._published = Table(published) if published is not None and published.exists() else None
 
     def load(self, run: Run) -> Record | None:
         """The record of ``run``, or None."""
-        return _read_or_warn(self._path(run), Record) or self._published.get(run)
+        own = _read_or_warn(self._path(run), Record)
+        return self._published.load(run) if own is None and self._published else own
 
     def save(self, record: Record) -> None:
         """Write a record so that a crash at any moment leaves the old file, the new one, or none.
@@ -208,7 +209,8 @@ class Store:
     def records(self) -> list[Record]:
         """All records; of a run that has two, the one in the folder."""
         own = [record for path in self.paths() if (record := _read_or_warn(path, Record)) is not None]
-        return list({**self._published, **{record.run: record for record in own}}.values())
+        published = self._published.records() if self._published else []
+        return list({record.run: record for record in published + own}.values())
 
     def paths(self) -> list[Path]:
         """The files in the folder that should be records."""
@@ -244,12 +246,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_table(records: Iterable[Record], path: Path) -> None:
     """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON.
 
-    Kernels are kept to nine digits: they are in float32. Predictions are kept as ``predictions.Differences``.
+    Kernels are kept to nine digits: they are in float32. Predictions are kept as differences.
     """
     rows = []
     ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
-    predictions = Differences().taken(record.predictions for record in ordered)
-    for record, predicted in zip(ordered, predictions, strict=True):
+    first = references(record.predictions for record in ordered)
+    for record in ordered:
         data = record.to_json()
         rows.append(
             {
@@ -261,7 +263,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
-                "predictions": json.dumps(predicted),
+                "predictions": json.dumps(as_differences(record.predictions, first)),
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
@@ -276,19 +278,52 @@ def nine_digits(nested: Any) -> Any:
     return float(f"{nested:.9g}")
 
 
+class Table:
+    """The records of a table written by :func:`write_table`, each parsed when it is first asked for.
+
+    Args:
+        path: of the file. RecordsError where it is damaged, at once or when a damaged record is asked for.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with self._damage_told():
+            rows = pd.read_parquet(path).to_dict("records")
+            self._rows = {row["id"]: {**row, "predictions": json.loads(row.get("predictions") or "{}")} for row in rows}
+            self._references = references(row["predictions"] for row in self._rows.values())
+        self._parsed: dict[str, Record] = {}
+
+    def load(self, run: Run) -> Record | None:
+        """The record of ``run``, or None."""
+        return self._record(run.id) if run.id in self._rows else None
+
+    def records(self) -> list[Record]:
+        """All records, in the table's order."""
+        return [self._record(name) for name in self._rows]
+
+    def _record(self, name: str) -> Record:
+        if name not in self._parsed:
+            with self._damage_told():
+                row = self._rows[name]
+                self._parsed[name] = _from_row(row, from_differences(row["predictions"], self._references))
+        return self._parsed[name]
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RecordsError(
+                f"{self._path} is damaged ({in_a_line(error)}); where it is under version control, "
+                f"`git checkout -- {self._path}` brings it back"
+            ) from error
+
+
 def read_table(path: Path) -> list[Record]:
-    """The records of a table written by ``write_table``. RecordsError where it is damaged."""
-    try:
-        rows = pd.read_parquet(path).to_dict("records")
-        predictions = Differences().undone(json.loads(row.get("predictions") or "{}") for row in rows)
-        return [_from_row(row, predicted) for row, predicted in zip(rows, predictions, strict=True)]
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RecordsError(
-            f"{path} is damaged ({in_a_line(error)}); where it is under version control, "
-            f"`git checkout -- {path}` brings it back"
-        ) from error
+    """The records of a table written by :func:`write_table`. RecordsError where it is damaged."""
+    return Table(path).records()
 
 
 def _from_row(row: dict[str, Any], predictions: Packed) -> Record:

@@ -45,9 +45,8 @@ class Study:
 
     def search(self, name: str) -> "Results":
         """The published results of a search, whatever the parameters: its choices are those that experiments use."""
-        search = experiments.find(name)
-        published = {record.run: record for record in workspace.published_records()}
-        records = [published[run] for run in search.runs() if run in published]
+        search, published = experiments.find(name), workspace.published()
+        records = [record for run in search.runs() if (record := published.load(run)) is not None]
         self.records += records
         return Results(search, records)
 

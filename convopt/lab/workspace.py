@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import convopt
-from convopt.lab.records import Record, Store, read_table
+from convopt.lab.records import Record, Store, Table
 
 PUBLISHED = Path("book/records/published.parquet")
 """The table of published runs inside the project folder."""
@@ -48,11 +48,16 @@ def published_table() -> Path | None:
     return table if table.exists() else None
 
 
-def published_records() -> list[Record]:
-    """The published records, always in the same order.
+def published() -> Table:
+    """The published records.
 
     Raises:
         FileNotFoundError: there is no project folder, or no table in it.
         RecordsError: the table is damaged.
     """
-    return read_table(project_folder() / PUBLISHED)
+    return Table(project_folder() / PUBLISHED)
+
+
+def published_records() -> list[Record]:
+    """All published records, always in the same order. Raises what :func:`published` does."""
+    return published().records()
