@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from convopt import cli
 from convopt.lab import correctness, experiments, finding, workspace
+from convopt.lab.figures import looks
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
 
@@ -111,7 +112,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     assert quoted == measured
 
 
-@pytest.mark.parametrize("theme", finding.THEMES)
+@pytest.mark.parametrize("theme", looks.GROUNDS)
 def test_the_readme_s_figure_shows_what_was_measured(theme):
     figure = (ROOT / "book" / "_static" / f"finding-{theme}.svg").read_text()
     shown = json.loads(re.search("<dc:description>(.*)</dc:description>", figure)[1])

@@ -14,6 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from convopt.lab import data, figures
+from convopt.lab.figures import looks
 from convopt.lab.records import Record
 from convopt.lab.tryout import answer, look, plan
 from convopt.lab.tryout.question import Question
@@ -134,6 +135,17 @@ def test_where_nothing_was_compared_all_of_the_answer_says_so(planned, trained):
     assert answer.snippet(found).startswith("# Nothing was compared")
     assert answer.table(found).text()["method"].tolist() == list(planned.methods)
     assert told in answer.page(found, ["digits"], figures.to_html(figures.tried(found), told).data)
+
+
+def test_each_method_is_drawn_as_in_the_book_and_baselines_are_hollow(planned):
+    assert planned.methods.keys() <= looks.METHODS.keys()
+    finals = {"SGD": [0.7, 0.8], "AdamW, cosine": [0.9, 0.9], "WienerSGD": [0.95, 0.9]}
+    (axes,) = figures.tried(outcome(planned, finals)).axes
+    means = {line.get_color(): line for line in axes.lines if line.get_marker() in looks.MARKERS and line.get_label()}
+    for method, hollow in (("SGD", True), ("AdamW, cosine", True), ("WienerSGD", False)):
+        look = looks.METHODS[method]
+        assert means[look.colour].get_marker() == look.marker
+        assert (means[look.colour].get_markerfacecolor() != look.colour) == hollow
 
 
 def test_differences_are_told_with_digits_that_show_them(planned):

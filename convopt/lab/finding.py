@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from convopt.lab import experiments, workspace
 from convopt.lab.correctness import accuracies
+from convopt.lab.figures import looks
 from convopt.lab.stats import Interval
 from convopt.lab.study import Results
 
@@ -23,13 +24,18 @@ ROWS = {
 }
 """Arms of the factorial, by what the figure calls them."""
 
-OURS = ("SNRAnnealing", "fixed kernel + cosine", "Wiener filter + cosine")
-
-THEMES = {
-    "light": {"background": "#ffffff", "text": "#1f2328", "ours": "#0072B2", "others": "#6e7781"},
-    "dark": {"background": "#0d1117", "text": "#e6edf3", "ours": "#56B4E9", "others": "#9198a1"},
+METHODS = {
+    "constant rate, stopped in time": "SGD",
+    "SNRAnnealing": "SGD + SNRAnnealing",
+    "cosine": "SGD, cosine",
+    "fixed kernel + cosine": "fixed kernel",
+    "Wiener filter + cosine": "Wiener filter",
+    "blurred inputs + cosine": "blurred inputs",
+    "shifted inputs + cosine": "shifted inputs",
 }
-"""Colours by theme, those of GitHub's pages."""
+"""Whose colour and marker each of them has."""
+
+OURS = ("SNRAnnealing", "fixed kernel + cosine", "Wiener filter + cosine")
 
 
 def found() -> dict[str, Interval]:
@@ -41,36 +47,39 @@ def found() -> dict[str, Interval]:
 
 
 def draw(rows: dict[str, Interval], theme: str) -> Figure:
-    """A dot with its interval for each row, ours in colour, in the colours of one of ``THEMES``."""
-    look = THEMES[theme]
-    figure, axes = plt.subplots(figsize=(7.2, 3.0), facecolor=look["background"], layout="constrained")
-    axes.set_facecolor(look["background"])
+    """A marker with its interval for each row, ours filled, on one of ``looks.GROUNDS``."""
+    ground, text = looks.GROUNDS[theme], looks.TEXT[theme]
+    look_of = looks.looks(METHODS.values())
+    figure, axes = plt.subplots(figsize=(7.2, 3.0), facecolor=ground, layout="constrained")
+    axes.set_facecolor(ground)
     for place, (name, (mean, low, high)) in enumerate(rows.items()):
-        colour = look["ours" if name in OURS else "others"]
-        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color=colour, capsize=3)
-        axes.annotate(
-            f"{mean:.1f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", color=look["text"]
-        )
+        look = look_of[METHODS[name]]
+        drawn = {"fmt": look.marker, "color": look.on(theme)}
+        drawn["markerfacecolor"] = look.on(theme) if name in OURS else ground
+        axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], capsize=3, linewidth=2, **drawn)
+        axes.annotate(f"{mean:.1f}", (high, place), xytext=(6, 0), textcoords="offset points", va="center", color=text)
+    axes.grid(visible=False, axis="y")
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
     axes.margins(x=0.12)
-    axes.tick_params(colors=look["text"])
+    axes.tick_params(colors=text)
     axes.spines[["top", "right"]].set_visible(False)
     for spine in axes.spines.values():
-        spine.set_color(look["others"])
-    axes.set_xlabel("accuracy on 9000 confirmation images (%)", color=look["text"])
-    axes.set_title("MNIST, 15 % label noise, SGD: rate and epochs of each row tuned", color=look["text"], fontsize=10)
+        spine.set_color(looks.QUIET)
+    axes.set_xlabel("accuracy on 9000 confirmation images (%)", color=text)
+    axes.set_title("MNIST, 15 % label noise, SGD: rate and epochs of each row tuned", color=text, fontsize=10)
     return figure
 
 
 def main(folder: Path) -> None:
     """Write ``finding-light.svg`` and ``finding-dark.svg``, each with its numbers in its description."""
     rows = found()
-    for theme in THEMES:
+    for theme in looks.GROUNDS:
         with plt.rc_context({"svg.hashsalt": "finding", "svg.fonttype": "none"}):
             figure = draw(rows, theme)
             description = json.dumps({name: [round(value, 2) for value in row] for name, row in rows.items()})
-            figure.savefig(folder / f"finding-{theme}.svg", metadata={"Date": None, "Description": description})
+            told = {"Date": None, "Description": description}
+            figure.savefig(folder / f"finding-{theme}.svg", facecolor=figure.get_facecolor(), metadata=told)
             plt.close(figure)
 
 

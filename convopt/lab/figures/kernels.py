@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from convopt.lab.figures.style import OKABE_ITO, band
+from convopt.lab.figures.looks import QUIET, Look, looks, series
+from convopt.lab.figures.style import band
 from convopt.lab.records import Record, finished
 from convopt.theory import kernels
 from convopt.theory.smoothing import smooth
@@ -22,9 +23,9 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     for (label, records), axes in zip(arms.items(), panels[0], strict=True):
         taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in finished(records)])
         centre = taps.shape[-1] // 2
-        for tap in range(taps.shape[-1]):
-            name = "centre" if tap == centre else f"{tap - centre:+d}"
-            band(axes, list(taps[:, :, tap]), OKABE_ITO[tap % len(OKABE_ITO)], name, start=0)
+        names = ["centre" if tap == centre else f"{tap - centre:+d}" for tap in range(taps.shape[-1])]
+        for tap, (name, look) in enumerate(series(names).items()):
+            band(axes, list(taps[:, :, tap]), look, name, start=0)
         axes.set(xlabel="epoch", title=label)
         axes.title.set_fontsize(9)
     panels[0][0].set_ylabel("tap")
@@ -62,7 +63,7 @@ def gain_lines(learnt: dict[str, dict[str, list[Sequence[float]]]], top: float |
                 axes.plot(frequency, gain, color=shade, alpha=0.2, linewidth=0.6)
             line = (frequency, np.mean(seeds, 0)) if seeds else ([], [])
             axes.plot(*line, color=shade, linewidth=2, label=moment)
-        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.axhline(1, color=QUIET, linewidth=0.8)
         axes.set(xlabel="radial frequency (share of Nyquist's)", title=label)
     if top is not None:
         axes.set_ylim(0, top)
@@ -102,21 +103,24 @@ def smoothing(gradient: Tensor, kernel_name: str, size: int) -> Figure:
     """
     kernel = kernels.NAMED_KERNELS[kernel_name](size)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(2, 1))
-    left.plot(gradient, color=OKABE_ITO[2], linewidth=1.2, label="gradient g")
-    left.plot(smooth(gradient, kernel), color=OKABE_ITO[4], linewidth=2, label="smoothed W * g")
+    raw, smoothed, of_kernel = series(["gradient", "smoothed gradient", "kernel"]).values()
+    left.plot(gradient, color=raw.colour, linewidth=1, label="gradient g")
+    left.plot(smooth(gradient, kernel), color=smoothed.colour, linewidth=2, label="smoothed W * g")
     left.set(xlabel="element", ylabel="value", title=f"{kernel_name} kernel, {size} taps")
     left.legend(frameon=False)
-    response(right, {kernel_name: kernel})
+    response(right, {kernel_name: kernel}, {kernel_name: of_kernel})
     return figure
 
 
-def response(axes: Axes, named: dict[str, Tensor]) -> None:
+def response(axes: Axes, named: dict[str, Tensor], looks_of: dict[str, Look] | None = None) -> None:
     """The frequency responses of 1-D kernels; where one is negative, the step goes uphill."""
     frequencies = torch.linspace(0, torch.pi, 200)
-    for (name, kernel), colour in zip(named.items(), OKABE_ITO[4:] + OKABE_ITO[:4], strict=False):
-        values = kernels.frequency_response(kernel, frequencies)
-        axes.plot(frequencies / torch.pi, values, color=colour, linewidth=2, label=name)
-        axes.fill_between(frequencies / torch.pi, values, 0, where=(values < 0).numpy(), color=colour, alpha=0.25)
+    for name, look in (looks_of or series(named)).items():
+        values = kernels.frequency_response(named[name], frequencies)
+        axes.plot(
+            frequencies / torch.pi, values, color=look.colour, linewidth=2, marker=look.marker, markevery=40, label=name
+        )
+        axes.fill_between(frequencies / torch.pi, values, 0, where=(values < 0).numpy(), color=look.colour, alpha=0.25)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(
         xlabel="frequency (fraction of the highest)", ylabel="response", title="frequency response", ylim=(-0.45, 1.05)
@@ -126,8 +130,9 @@ def response(axes: Axes, named: dict[str, Tensor]) -> None:
 def descents(losses: dict[str, Sequence[float]]) -> Figure:
     """Losses against the step on a logarithmic scale, one line each; all start from 1."""
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    for (name, values), colour in zip(losses.items(), OKABE_ITO, strict=False):
-        axes.semilogy(np.array(values) / values[0], color=colour, linewidth=2, label=name)
+    for name, look in series(losses).items():
+        relative = np.array(losses[name]) / losses[name][0]
+        axes.semilogy(relative, color=look.colour, linewidth=2, marker=look.marker, markevery=25, label=name)
     axes.set(xlabel="step", ylabel="loss / first loss")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
@@ -141,9 +146,11 @@ def centre_taps(
     All are (lambda Var(g), centre tap); ``found`` by name.
     """
     figure, axes = plt.subplots(figsize=(6.4, 3.4))
-    axes.semilogx(*formula, color="black", linewidth=1.2, label="closed form")
-    for (name, points), colour, marker in zip(found.items(), OKABE_ITO[1:], "osD^v", strict=False):
-        axes.semilogx(*points, marker, color=colour, markersize=8, fillstyle="none", markeredgewidth=2, label=name)
+    line, *others = series(["closed form", *found]).values()
+    axes.semilogx(*formula, color=line.colour, linewidth=1.2, label="closed form")
+    for (name, points), look in zip(found.items(), others, strict=True):
+        hollow = {"markersize": 8, "fillstyle": "none", "markeredgewidth": 2, "linestyle": ""}
+        axes.semilogx(*points, marker=look.marker, color=look.colour, label=name, **hollow)
     axes.set(xlabel=r"$\lambda\,$Var(g)", ylabel="centre tap", ylim=(0, 1.05))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
@@ -152,12 +159,12 @@ def centre_taps(
 def taps(named: dict[str, Tensor], title: str) -> Figure:
     """1-D kernels by name: their taps, and their frequency responses."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
-    for (name, kernel), colour in zip(named.items(), OKABE_ITO[4:] + OKABE_ITO[:4], strict=False):
-        distance = np.arange(len(kernel)) - len(kernel) // 2
-        left.plot(distance, kernel, "o-", color=colour, linewidth=1.5, label=name)
+    for name, look in series(named).items():
+        distance = np.arange(len(named[name])) - len(named[name]) // 2
+        left.plot(distance, named[name], color=look.colour, marker=look.marker, linewidth=1.5, label=name)
     left.set(xlabel="distance", ylabel="tap", xticks=distance)
-    left.legend(frameon=False)
     response(right, named)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=len(named), frameon=False)
     figure.suptitle(title)
     return figure
 
@@ -166,8 +173,12 @@ def histories(columns: dict[str, dict[str, list[float]]], ylabels: dict[str, str
     """One panel per quantity of recorders' histories, one line per optimizer, against the step."""
     figure, panels = plt.subplots(1, len(ylabels), figsize=(3.6 * len(ylabels), 3), squeeze=False)
     for (quantity, ylabel), axes in zip(ylabels.items(), panels[0], strict=True):
-        for (label, history), colour in zip(columns.items(), OKABE_ITO[3:], strict=False):
-            axes.plot(history["step"], history[quantity], color=colour, label=label)
+        for label, look in looks(columns).items():
+            steps = columns[label]["step"]
+            apart = max(1, len(steps) // 6)
+            axes.plot(
+                steps, columns[label][quantity], color=look.colour, marker=look.marker, markevery=apart, label=label
+            )
         axes.set(xlabel="step", ylabel=ylabel)
     panels[0][0].legend(frameon=False, fontsize=8)
     return figure

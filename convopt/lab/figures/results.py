@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from convopt.lab.figures.style import AXIS_LABELS, OKABE_ITO, band, colours
+from convopt.lab.figures.looks import GROUNDS, QUIET, Look, looks, series
+from convopt.lab.figures.style import AXIS_LABELS, band
 from convopt.lab.records import Record, finished
 from convopt.lab.report import HEADINGS, Table, by_seed, measured
 from convopt.lab.stats import Interval, mean_interval
@@ -22,12 +23,12 @@ def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -
     figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 3.6), squeeze=False)
     for measure, axes in zip(measures, panels[0], strict=True):
         scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
-        for label, colour in colours(arms).items():
-            series = [
+        for label, look in looks(arms).items():
+            courses = [
                 scale * np.array(record.curves[measure]) for record in finished(arms[label]) if measure in record.curves
             ]
-            if series:
-                band(axes, series, colour, label)
+            if courses:
+                band(axes, courses, look, label)
         axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure])
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(title)
@@ -44,11 +45,12 @@ def race(arms: dict[str, list[Record]], title: str, epoch: int | None = None) ->
     last = max((record.run.epochs for records in arms.values() for record in records), default=1)
     for measure, axes in zip(("test_accuracy", "train_loss"), figure.subplots(1, 2), strict=True):
         scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
-        for label, colour in colours(arms).items():
-            series = [record.curves.get(measure, []) for record in arms[label]]
-            means = [scale * np.mean(values) for values in zip(*series, strict=False)]
+        for label, look in looks(arms).items():
+            courses = [record.curves.get(measure, []) for record in arms[label]]
+            means = [scale * np.mean(values) for values in zip(*courses, strict=False)]
             shown = means[:epoch]
-            axes.plot(range(1, len(shown) + 1), shown, "o-", color=colour, linewidth=2, markevery=[-1], label=label)
+            drawn = {"color": look.colour, "marker": look.marker, "markevery": [-1], "linewidth": 2}
+            axes.plot(range(1, len(shown) + 1), shown, label=label, **drawn)
             axes.update_datalim([(last, mean) for mean in means])
         axes.set(xlabel="epoch", ylabel=AXIS_LABELS[measure], xlim=(0.5, last + 0.5))
         axes.autoscale_view(scalex=False)
@@ -67,13 +69,13 @@ def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> 
     )
     labels = list(arms)
     for measure, axes in zip(measures, panels[0], strict=True):
-        for row, (label, colour) in enumerate(colours(labels).items()):
+        for row, (label, look) in enumerate(looks(labels).items()):
             values = list(by_seed(arms[label], measure).values())
             if not values:
                 continue
             interval = mean_interval(values)
-            axes.scatter(values, [row] * len(values), color=colour, alpha=0.25, s=14, linewidths=0)
-            _dot(axes, interval, row, colour)
+            axes.scatter(values, [row] * len(values), color=look.colour, alpha=0.25, s=14, linewidths=0)
+            _dot(axes, interval, row, look)
         axes.set(xlabel=AXIS_LABELS[measure])
         axes.set_yticks(range(len(labels)), labels)
     panels[0][0].invert_yaxis()
@@ -81,33 +83,33 @@ def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> 
     return figure
 
 
-def _dot(axes: Axes, interval: Interval, row: float, colour: str) -> None:
-    axes.plot(interval.mean, row, "o", color=colour, markersize=7)
+def _dot(axes: Axes, interval: Interval, row: float, look: Look) -> None:
+    axes.plot(interval.mean, row, look.marker, color=look.colour, markersize=7)
     if interval.low is not None:
-        axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
+        axes.plot([interval.low, interval.high], [row, row], color=look.colour, linewidth=2.5)
 
 
 def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
     """A dot with its 95 % interval for each row of a table, a panel per column that holds intervals.
 
-    ``columns`` are headings; without any, all such columns are shown. Of differences, zero is marked.
+    ``columns`` are headings; without any, all such columns are shown. The last column of the index names a method, or
+    a difference of two, "A minus B", which is drawn as A is. Of differences, zero is marked.
     """
     frame = table.frame
     columns = columns or [name for name in frame if any(isinstance(value, Interval) for value in frame[name])]
     index = frame[list(frame.columns[: table.index])].astype(str)
     labels = index.agg(", ".join, axis=1)
-    shades = colours(dict.fromkeys(index.iloc[:, -1]))
+    methods = index.iloc[:, -1].str.partition(" minus ")[0]
+    look_of = looks(dict.fromkeys(methods))
     figure, panels = plt.subplots(
         1, len(columns), figsize=(3.6 + 2.9 * len(columns), 0.26 * len(frame) + 1.2), sharey=True, squeeze=False
     )
     for column, axes in zip(columns, panels[0], strict=True):
-        for row, (value, name) in enumerate(zip(frame[column], index.iloc[:, -1], strict=True)):
-            if not isinstance(value, Interval):
-                continue
-            colour = shades[name] if table.index > 1 else OKABE_ITO[6]
-            _dot(axes, value, row, colour)
+        for row, (value, method) in enumerate(zip(frame[column], methods, strict=True)):
+            if isinstance(value, Interval):
+                _dot(axes, value, row, look_of[method])
         for row in _block_ends(index):
-            axes.axhline(row + 0.5, color="grey", linewidth=0.6)
+            axes.axhline(row + 0.5, color=QUIET, linewidth=0.6)
         if table.signed:
             axes.axvline(0, color="black", linewidth=0.8)
         axes.set(xlabel=column)
@@ -122,15 +124,12 @@ def verdicts(table: Table) -> Figure:
     The axis is linear up to 5 points to either side of zero, logarithmic beyond.
     """
     frame = table.frame[table.frame.measure.str.contains("%")]
-    marks = {"confirmed": (OKABE_ITO[3], "o"), "refuted": (OKABE_ITO[4], "s"), "undecided": ("grey", "D")}
+    marks = {"confirmed": Look("green", "o"), "refuted": Look("vermillion", "s"), "undecided": Look("brown", "D")}
     figure, axes = plt.subplots(figsize=(9.5, 0.27 * len(frame) + 1.4))
     for row, (interval, verdict) in enumerate(zip(frame.measured, frame.verdict, strict=True)):
-        colour, marker = marks[verdict]
-        axes.plot(interval.mean, row, marker, color=colour, markersize=6)
-        if interval.low is not None:
-            axes.plot([interval.low, interval.high], [row, row], color=colour, linewidth=2.5)
-    for verdict, (colour, marker) in marks.items():
-        axes.plot([], [], marker, color=colour, label=verdict)
+        _dot(axes, interval, row, marks[verdict])
+    for verdict, look in marks.items():
+        axes.plot([], [], look.marker, color=look.colour, label=verdict)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(frame)), frame.situation + ": " + frame.difference, fontsize=8)
     axes.set_ylim(len(frame) - 0.4, -0.6)
@@ -164,14 +163,15 @@ def trends(results: Results, condition: str, measures: Sequence[str], xlabel: st
     """
     figure, panels = plt.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.8), squeeze=False)
     for measure, axes in zip(measures, panels[0], strict=True):
-        for label, colour in colours(results.arms).items():
+        for label, look in looks(results.arms).items():
+            colour = look.colour
             at: dict[float, list[Record]] = {}
             for record in results.arms[label]:
                 at.setdefault(getattr(record.run, condition), []).append(record)
             values = {x: list(by_seed(at[x], measure).values()) for x in sorted(at)}
             found = {x: mean_interval(of_x) for x, of_x in values.items() if of_x}
             means = [interval.mean for interval in found.values()]
-            axes.plot(list(found), means, "o-", color=colour, markersize=5, label=label)
+            axes.plot(list(found), means, color=colour, marker=look.marker, markersize=6, label=label)
             for x, interval in found.items():
                 axes.scatter([x] * len(values[x]), values[x], color=colour, alpha=0.2, s=9, linewidths=0)
                 if interval.low is not None:
@@ -189,8 +189,8 @@ def ratios(table: Table, xlabel: str) -> Figure:
     """A table of positive ratios on a logarithmic axis: a line of dots per row, a colour per column; 1 is marked."""
     values = table.frame.set_index(table.frame.columns[0])
     figure, axes = plt.subplots(figsize=(8, 0.32 * len(values) + 1.4))
-    for name, colour in colours(values).items():
-        axes.plot(values[name], range(len(values)), "o", color=colour, markersize=6, label=name, alpha=0.8)
+    for name, look in series(values).items():
+        axes.plot(values[name], range(len(values)), look.marker, color=look.colour, markersize=6, label=name, alpha=0.8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -202,11 +202,11 @@ def ratios(table: Table, xlabel: str) -> Figure:
 
 
 def growths(lines: dict[str, dict[float, float]], xlabel: str, ylabel: str) -> Figure:
-    """A line per label through its values, on two logarithmic axes."""
+    """A line per method through its values, on two logarithmic axes."""
     figure, axes = plt.subplots(figsize=(7, 4))
-    for i, (label, colour) in enumerate(colours(lines).items()):
-        style = "o-" if i < len(OKABE_ITO) else "s--"
-        axes.plot(list(lines[label]), list(lines[label].values()), style, color=colour, markersize=5, label=label)
+    for label, look in looks(lines).items():
+        values = list(lines[label].values())
+        axes.plot(list(lines[label]), values, color=look.colour, marker=look.marker, markersize=6, label=label)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.set_xticks(sorted({x for line in lines.values() for x in line}), minor=False)
     axes.xaxis.set_major_formatter("{x:g}")
@@ -223,13 +223,14 @@ def searches(results: Results, title: str) -> Figure:
     rows = -(-len(arms) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(13, 2.1 * rows), sharey=True, squeeze=False)
     best = max(measured(record, "validation") for records in arms.values() for record in records)
-    for (label, records), axes in zip(arms.items(), panels.flat, strict=False):
+    for (label, look), axes in zip(looks(arms).items(), panels.flat, strict=False):
+        records = arms[label]
         rates = [dict(record.run.optimizer.options)["lr"] for record in records]
         accuracies = [measured(record, "validation") for record in records]
-        axes.semilogx(rates, accuracies, "o", color=OKABE_ITO[6], fillstyle="none")
+        axes.semilogx(rates, accuracies, look.marker, color=look.colour, fillstyle="none")
         winner = int(np.argmax(accuracies))
-        axes.semilogx(rates[winner], accuracies[winner], "o", color=OKABE_ITO[4])
-        axes.axhline(best, color="grey", linewidth=0.8)
+        axes.semilogx(rates[winner], accuracies[winner], look.marker, color=look.colour)
+        axes.axhline(best, color=QUIET, linewidth=0.8)
         axes.set_title(label, fontsize=9)
     for axes in panels.flat[len(arms) :]:
         axes.set_visible(False)
@@ -240,21 +241,25 @@ def searches(results: Results, title: str) -> Figure:
 
 
 def tried(outcome: Outcome) -> Figure:
-    """Each method's measure on the test rows: every seed, mean and interval, and a line at the best baseline's mean."""
+    """Each method's measure on the test rows: every seed, mean and interval, and a line at the best baseline's mean.
+
+    Baselines are hollow.
+    """
     labels, best = list(outcome.plan.methods), list(outcome.values(outcome.baseline or "").values())
     figure, axes = plt.subplots(figsize=(7, 0.4 * len(labels) + 1.6))
     if best:
-        axes.axvline(np.mean(best), color="grey", linestyle=":", label=f"mean of {outcome.baseline}")
-    for ours, colour in ((False, OKABE_ITO[0]), (True, OKABE_ITO[6])):
-        axes.plot([], [], "D", color=colour, label="from here" if ours else "baseline")
-        for place, label in enumerate(labels):
-            values = list(outcome.values(label).values())
-            if not values or outcome.plan.methods[label].ours != ours:
-                continue
-            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.3, markersize=4)
-            mean, low, high = mean_interval(values)
-            ends = [[0.0], [0.0]] if low is None else [[mean - low], [high - mean]]
-            axes.errorbar(mean, place, xerr=ends, fmt="D", color=colour, capsize=3)
+        axes.axvline(np.mean(best), color=QUIET, linestyle=":", label=f"mean of {outcome.baseline}")
+    for ours, told in ((False, "baseline"), (True, "from here")):
+        axes.plot([], [], "D", color=QUIET, markerfacecolor=QUIET if ours else GROUNDS["light"], label=told)
+    for place, (label, look) in enumerate(looks(labels).items()):
+        values = list(outcome.values(label).values())
+        if not values:
+            continue
+        filled = look.colour if outcome.plan.methods[label].ours else GROUNDS["light"]
+        axes.plot(values, [place] * len(values), look.marker, color=look.colour, alpha=0.3, markersize=4, linewidth=0)
+        mean, low, high = mean_interval(values)
+        ends = [[0.0], [0.0]] if low is None else [[mean - low], [high - mean]]
+        axes.errorbar(mean, place, xerr=ends, fmt=look.marker, capsize=3, color=look.colour, markerfacecolor=filled)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     better = "higher" if outcome.measure.higher_is_better else "lower"
@@ -279,7 +284,7 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
         of_base = {
             (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
         }
-        _rows_of_dots(axes, of_base, colours(gradients))
+        _rows_of_dots(axes, of_base, looks(gradients))
         axes.set(title=base, xlabel=xlabel)
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -293,23 +298,21 @@ def conditions(differences: dict[tuple[str, str], Interval], xlabel: str) -> Fig
         xlabel: what the values are.
     """
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    axes.axvline(0, color="0.5", linewidth=1)
-    treatments = list(dict.fromkeys(treatment for treatment, _ in differences))
-    _, *own = colours(["control", *treatments]).values()  # as in ``factorial``, whose first gradient is the control's
-    _rows_of_dots(axes, differences, dict(zip(treatments, own, strict=True)))
+    axes.axvline(0, color=QUIET, linewidth=1)
+    _rows_of_dots(axes, differences, looks(dict.fromkeys(treatment for treatment, _ in differences)))
     axes.set_xlabel(xlabel)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def _rows_of_dots(axes: Axes, values: dict[tuple[str, str], Interval], colour_of: dict[str, str]) -> None:
-    """Values by colour's label and row: rows from above, in each a dot with its interval per label."""
+def _rows_of_dots(axes: Axes, values: dict[tuple[str, str], Interval], look_of: dict[str, Look]) -> None:
+    """Values by label and row: rows from above, in each a dot with its interval per label."""
     rows = list(dict.fromkeys(row for _, row in values))
-    for place, (label, colour) in enumerate(colour_of.items()):
-        offset = 0.6 / len(colour_of) * (place - (len(colour_of) - 1) / 2)
+    for place, (label, look) in enumerate(look_of.items()):
+        offset = 0.6 / len(look_of) * (place - (len(look_of) - 1) / 2)
         for number, row in enumerate(rows):
             if (label, row) in values:
-                _dot(axes, values[label, row], number + offset, colour)
-        axes.plot([], [], "o", color=colour, label=label)
+                _dot(axes, values[label, row], number + offset, look)
+        axes.plot([], [], look.marker, color=look.colour, label=label)
     axes.set_yticks(range(len(rows)), rows)
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from convopt.lab import probes
-from convopt.lab.figures.style import OKABE_ITO, colours
+from convopt.lab.figures.looks import QUIET, series
 from convopt.theory import snr
 
 
@@ -20,13 +20,14 @@ def ema_biases(measured: pd.DataFrame) -> Figure:
         "snr": "SNR, deviation from the new average",
         "snr_from_previous": "SNR, deviation from the old average",
     }
-    for (name, label), colour in zip(labels.items(), OKABE_ITO[4:], strict=True):
+    *shades, of_lag = (look.colour for look in series([*labels, "lag"]).values())
+    for (name, label), colour in zip(labels.items(), shades, strict=True):
         left.plot(1 - betas, [getattr(floor, name) for floor in floors], color=colour, label=label)
         left.plot(1 - measured.beta, measured[name], "o", color=colour)
     left.set(title="pure noise: what is reported, should be 0", ylabel="reported value")
     left.legend(frameon=False, fontsize=8)
-    right.plot(1 - betas, [snr.ema_lag(beta) for beta in betas], color=OKABE_ITO[3], label="formula")
-    right.plot(1 - measured.beta, measured.lag, "o", color=OKABE_ITO[3], label="measured")
+    right.plot(1 - betas, [snr.ema_lag(beta) for beta in betas], color=of_lag, label="formula")
+    right.plot(1 - measured.beta, measured.lag, "o", color=of_lag, label="measured")
     right.set(title="steady drift: lag", ylabel="steps")
     right.legend(frameon=False, fontsize=8)
     for axes in (left, right):
@@ -45,12 +46,13 @@ def snr_courses(powers: pd.DataFrame, labels: dict[str, str], floors: dict[str, 
     sizes = list(powers.batch_size.unique())
     figure, panels = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.8), squeeze=False)
     for size, axes in zip(sizes, panels[0], strict=True):
-        for estimate, colour in colours(labels).items():
+        for estimate, look in series(labels).items():
+            colour = look.colour
             chosen = powers[(powers.batch_size == size) & (powers.estimate == estimate)]
             for _, one_seed in chosen.groupby("seed"):
                 axes.plot(one_seed.epoch, one_seed.signal / one_seed.noise, color=colour, alpha=0.3, linewidth=0.7)
             means = probes.with_snr(chosen, ["epoch"])
-            axes.plot(means.epoch, means.snr, "o-", color=colour, markersize=3, label=labels[estimate])
+            axes.plot(means.epoch, means.snr, color=colour, marker=look.marker, markersize=4, label=labels[estimate])
             if floors and estimate in floors:
                 axes.axhline(floors[estimate], color=colour, linestyle=":")
         axes.axhline(0, color="black", linewidth=0.8)
@@ -73,13 +75,13 @@ def snr_of_batches(seen: dict[float, probes.FreshGradients], label_noise: float,
     """
     figure, (left, *images) = plt.subplots(1, 3, figsize=(10, 3.4), width_ratios=(2, 1, 1))
     sizes = 2.0 ** np.arange(10)
-    for (noise, (powers, _, _)), colour in zip(seen.items(), OKABE_ITO[3:] + OKABE_ITO[:3], strict=False):
+    for (noise, (powers, _, _)), look in zip(seen.items(), series(map(str, seen)).values(), strict=True):
         ratio = (powers.signal / powers.noise).item()
-        left.loglog(sizes, sizes * ratio, color=colour, label=f"{100 * noise:g} % label noise")
+        left.loglog(sizes, sizes * ratio, color=look.colour, label=f"{100 * noise:g} % label noise")
         if noise == label_noise:
-            left.plot(batch_size, batch_size * ratio, "o", color=colour, markersize=10)
+            left.plot(batch_size, batch_size * ratio, look.marker, color=look.colour, markersize=10)
             left.set_title(f"{title}, batch {batch_size}: SNR {batch_size * ratio:.2g}")
-    left.axhline(1, color="grey", linewidth=0.8)
+    left.axhline(1, color=QUIET, linewidth=0.8)
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter("{x:g}")
     left.set(xlabel="batch size", ylabel="SNR of a batch")
@@ -102,7 +104,8 @@ def ring_spectra(spectra: pd.DataFrame) -> Figure:
         spectra: of ``probes.course``, with the columns ``pixels`` and ``seed``; seeds are faint, means bold.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-    for pixels, colour in zip(spectra.pixels.unique(), (OKABE_ITO[6], OKABE_ITO[4]), strict=True):
+    for pixels, look in series(spectra.pixels.unique()).items():
+        colour = look.colour
         chosen = spectra[spectra.pixels == pixels]
         means = probes.with_gain(chosen, ["ring"])
         signal = means.signal.where(means.signal > 0)  # a logarithmic axis has no place for the others
@@ -121,10 +124,12 @@ def ring_spectra(spectra: pd.DataFrame) -> Figure:
 def snr_tracking(course: pd.DataFrame, beta: float) -> Figure:
     """Estimates of a falling SNR against the step: the EMA's, its floor, the two halves', and the truth."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
-    for name, colour, width in (("EMA", OKABE_ITO[4], 1.2), ("two halves", OKABE_ITO[2], 1.2), ("truth", "black", 2)):
+    shown = series(["truth", "EMA", "two halves", "the EMA's floor"])
+    for name in ("EMA", "two halves", "truth"):
         values = course[name].where(course[name] > 0)  # an unbiased estimate may be negative: a gap
-        axes.plot(course.step, values, color=colour, linewidth=width, label=name)
-    axes.axhline(snr.ema_floors(beta).snr, color=OKABE_ITO[4], linestyle=":", label="the EMA's floor")
+        axes.plot(course.step, values, color=shown[name].colour, linewidth=2 if name == "truth" else 1.2, label=name)
+    (*_, (floor, look)) = shown.items()
+    axes.axhline(snr.ema_floors(beta).snr, color=look.colour, linestyle=":", label=floor)
     axes.set(yscale="log", ylim=(5e-4, 20), xlabel="step", ylabel="SNR of a batch", title=f"beta = {beta}")
     axes.legend(frameon=False, fontsize=8, ncols=2)
     return figure

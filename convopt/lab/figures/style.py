@@ -1,9 +1,8 @@
-"""What all figures share: colours that colour-blind readers tell apart, on a white ground, and images made of them."""
+"""What all figures share: a white ground, the names of axes, lines with their bands, and images made of figures."""
 
 import base64
 import html
 import io
-from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,9 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from convopt.lab.figures.looks import Look
 from convopt.lab.stats import mean_interval
-
-OKABE_ITO = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2")
 
 plt.rcParams.update(
     {
@@ -43,18 +41,15 @@ AXIS_LABELS = {
 }
 
 
-def colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour for each label, in order."""
-    return {label: OKABE_ITO[i % len(OKABE_ITO)] for i, label in enumerate(labels)}
-
-
-def band(axes: Axes, series: list[np.ndarray], colour: str, label: str, start: int = 1) -> None:
+def band(axes: Axes, series: list[np.ndarray], look: Look, label: str, start: int = 1) -> None:
     """Each series thin, their mean bold, its 95 % interval as a band; of one point per epoch, from ``start``."""
+    colour = look.colour
     epochs = np.arange(start, start + len(series[0]))
     for values in series:
         axes.plot(epochs, values, color=colour, alpha=0.2, linewidth=0.6)
     intervals = [mean_interval(column) for column in zip(*series, strict=True)]
-    axes.plot(epochs, [interval.mean for interval in intervals], color=colour, linewidth=2, label=label)
+    means, apart = [interval.mean for interval in intervals], max(1, len(intervals) // 6)
+    axes.plot(epochs, means, color=colour, linewidth=2, marker=look.marker, markevery=apart, label=label)
     if len(series) > 1:
         low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
