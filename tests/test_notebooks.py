@@ -54,6 +54,11 @@ class TestCommitted:
             if cell.cell_type == "code" and "figure = figures." in cell.source:
                 assert len(cell.metadata["mystnb"]["image"]["alt"]) > 20
 
+    def test_tables_that_round_what_they_show_and_not_their_numbers(self, path):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "code":
+                assert ".round(" not in cell.source
+
     def test_training_in_no_cell_whose_figure_has_a_name(self, path):
         """Its progress bar would be a second output of the cell, and the name would be given twice."""
         cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]

@@ -4,9 +4,11 @@ import base64
 import csv
 import dataclasses
 import io
+import itertools
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -108,7 +110,7 @@ def test_differences_are_paired_within_each_condition():
     told = report.differences(STRESS, records, pairs, ("final", "stability")).text()
     assert told["difference"].tolist() == ["ConvolutionalSGD minus SGD"] * 2
     assert dict(zip(told["epochs"], told["final acc. (%)"], strict=True)) == {"2": "+5.0 [+5.0, +5.0]", "9": "+0.0"}
-    assert "dataset" not in told  # the same everywhere
+    assert "data set" not in told  # the same everywhere
 
 
 def test_a_measure_that_a_data_set_lacks_is_left_empty():
@@ -228,6 +230,59 @@ def test_a_gradient_norm_that_overflowed_makes_stability_infinite_and_the_table_
     (row,) = report.rows(STRESS, records)
     assert row["stability"] == {"mean": np.inf, "low": None, "high": None}
     assert report.table(STRESS, [row]).text()["stability"].tolist() == ["inf"]
+
+
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?")
+
+
+def shown(heading: str, *values: object, **options: object) -> list[str]:
+    """How a table shows the values under this heading."""
+    return report.Table(pd.DataFrame({heading: values}), "shown", **options).text()[heading].tolist()
+
+
+def test_a_rounded_zero_has_no_minus():
+    rounded = stats.Interval(-0.04, -0.04, 0.04)
+    assert shown("points (%)", rounded, signed=True) == ["+0.0 [+0.0, +0.0]"]
+    assert shown("points (%)", rounded) == ["0.0 [0.0, 0.0]"]
+    assert shown("points (%)", -0.04, -0.06) == ["0.0", "-0.1"]
+    assert shown("loss", -0.0) == ["0"]
+
+
+@given(
+    mean=st.floats(-1e5, 1e5),
+    width=st.floats(0, 1e3),
+    decimals=st.integers(0, 6),
+    signed=st.booleans(),
+)
+def test_a_table_shows_three_significant_digits_at_most_and_its_csv_all(mean, width, decimals, signed):
+    value = stats.Interval(mean, mean - width, mean + width)
+    told = [*shown("norm", value, decimals=decimals, signed=signed), *shown("norm", mean)]
+    for number in NUMBER.findall(" ".join(told)):
+        assert float(number) == pytest.approx(float(f"{float(number):.3g}")) or abs(float(number)) >= 1000
+        assert not (number.startswith("-") and float(number) == 0)
+    (row,) = csv.DictReader(io.StringIO(report.Table(pd.DataFrame({"norm": [value]}), "all").csv()))
+    assert [float(row[name]) for name in ("norm", "norm, low", "norm, high")] == list(value)
+
+
+def test_numbers_are_written_out_and_accuracies_keep_a_decimal():
+    assert shown("factor", 0.123456, 12.3456, 1234.56, 0.5, 5.6e-05, True, 3) == [
+        *("0.123", "12.3", "1230", "0.5", "5.6e-05", "yes", "3")
+    ]
+    assert shown("final acc. (%)", 98.7654, 100.0) == ["98.8", "100.0"]
+    assert shown("final acc. (%)", stats.Interval(100.0, 99.96, 100.0)) == ["100.0 [100.0, 100.0]"]
+    assert shown("stability", stats.Interval(12.345, 9.876, 14.321)) == ["12.3 [9.9, 14.3]"]
+
+
+def test_headings_are_words():
+    recipes = itertools.product((experiments.SGD, experiments.V1), (0, 1), (2, 9))
+    records = [record(recipe, seed, (0.8, 0.7), epochs=epochs) for recipe, seed, epochs in recipes]
+    more = [dataclasses.replace(each, run=dataclasses.replace(each.run, label_noise=0.3)) for each in records]
+    noisy = [arm._replace(setting=dataclasses.replace(arm.setting, label_noise=0.3)) for arm in STRESS.arms]
+    results = Results(dataclasses.replace(STRESS, arms=(*STRESS.arms, *noisy)), records + more)
+    for table in (results.table("final"), results.differences([("ConvolutionalSGD", "SGD")], ["final"])):
+        assert table.text().columns[:2].tolist() == ["label noise", "epochs"]
+    assert report.CONDITIONS.keys() == report.condition(records[0].run).keys()
+    assert not [heading for heading in (*report.CONDITIONS.values(), *report.HEADINGS.values()) if "_" in heading]
 
 
 def test_nothing_to_average_is_an_error():

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from bs4 import BeautifulSoup
 from conftest import ROOT
 
 HTML = ROOT / "book" / "_build" / "html"
@@ -28,6 +29,15 @@ def test_nothing_points_to_the_machine_that_built_it():
     here = re.compile(rf'(?:https?:)?//(?:localhost|127\.0\.0\.1)|file://|(?:href|src)="{re.escape(str(ROOT))}')
     pages = [path for path in FILES if path.suffix == ".html"]
     assert {path.name: found for path in pages if (found := here.findall(path.read_text()))} == {}
+
+
+@pytest.mark.parametrize("name", EXECUTED)
+def test_tables_have_words_for_headings_and_no_negative_zero(name):
+    page = BeautifulSoup((HTML / "executed" / f"{name}.html").read_text(), "html.parser")
+    headings = [heading.get_text() for heading in page.select("table thead th")]
+    assert not [heading for heading in headings if "_" in heading]
+    cells = [cell.get_text() for cell in page.select("table td")]
+    assert not [cell for cell in cells if re.search(r"[-\u2212]0(?:\.0+)?(?![.\d])", cell)]
 
 
 @pytest.mark.parametrize("name", EXECUTED)

@@ -153,7 +153,8 @@ def test_differences_are_told_with_digits_that_show_them(planned):
     for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
         for split in ("test", "validation"):
             record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
-    assert answer.table(found).text()["test RMSE"].iloc[0].startswith("0.007000 [")
+    told = answer.table(found).text()
+    assert told["test RMSE"].iloc[0].startswith("0.00700 [")
 
 
 def test_of_a_regression_less_is_better(planned):

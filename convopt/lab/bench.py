@@ -214,7 +214,7 @@ def comparison(frame: pd.DataFrame, what: str, column: str, threads: int = 1) ->
     ]
     network = chosen.model + chosen.what.str.removeprefix(what)
     pivot = chosen.assign(network=network).pivot(index="optimizer", columns="network", values=column)
-    pivot = pivot.loc[list(OPTIMIZERS), list(dict.fromkeys(network))].round(2)
+    pivot = pivot.loc[list(OPTIMIZERS), list(dict.fromkeys(network))]
     name = "-".join([*what.split(), column, *sorted(set(frame.device) - {"cpu"})])
     return Table(pivot.rename_axis(columns=None).reset_index(), name)
 

@@ -143,7 +143,7 @@ def _as_text(experiment: Experiment, of_it: list[Record], rows: list[dict[str, A
         asked = f" --dataset {dataset}" if dataset else ""
         return f"There are no records of {experiment.name} yet; `convopt run {experiment.name}{asked}` makes them."
     tested = " or ".join(str(count) for count in sorted({record.run.n_test for record in of_it}))
-    condition = ", ".join(f"{name} {value}" for name, value in report.common_condition(rows).items())
+    condition = ", ".join(f"{report.CONDITIONS[name]} {value}" for name, value in report.common_condition(rows).items())
     end = f"Means over seeds with 95 % intervals; best and final on the first {tested} test inputs."
     return "\n".join([experiment.title, condition, str(report.table(experiment, rows)), end])
 

@@ -27,7 +27,9 @@ class Table:
         name: of the CSV file, without its ending.
         signed: whether means and ends are written with their sign, as differences are.
         index: how many of the leading columns make up the index where the table is shown.
-        decimals: of intervals under headings that are not in percent.
+        decimals: of intervals under headings that are not in percent, at most.
+
+    What is shown has three significant digits at most; accuracies in percent have one decimal. The CSV has all digits.
     """
 
     frame: pd.DataFrame
@@ -37,7 +39,7 @@ class Table:
     decimals: int = 2
 
     def text(self) -> pd.DataFrame:
-        """The table as strings: "mean [low, high]", with one decimal under headings in percent."""
+        """The table as strings: "mean [low, high]", "yes" and "no", with one decimal under headings in percent."""
         told = {name: [self._cell(name, value) for value in self.frame[name]] for name in self.frame}
         return pd.DataFrame(told)
 
@@ -67,12 +69,28 @@ class Table:
     def _cell(self, column: str, value: Any) -> str:
         in_percent = "(%)" in column
         if isinstance(value, Interval):
-            return format_interval(value, 1 if in_percent else self.decimals, self.signed)
+            return format_interval(value, 1 if in_percent else _decimals(value, self.decimals), self.signed)
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return ""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         if isinstance(value, float):
-            return f"{value:.3f}" if column.startswith("p,") else f"{value:.1f}" if in_percent else f"{value:g}"
+            return f"{value:.3f}" if column.startswith("p,") else f"{value:z.1f}" if in_percent else _short(value)
         return str(value)
+
+
+def _short(value: float) -> str:
+    """With three significant digits at most; 1230 rather than 1.23e+03."""
+    return f"{float(f'{value:.3g}'):zg}"
+
+
+def _decimals(interval: Interval, most: int) -> int:
+    """Those with which mean and ends have three significant digits at most."""
+    largest = max(abs(end) for end in interval if end is not None)
+    if largest == 0 or not math.isfinite(largest):
+        return most
+    leading = math.floor(math.log10(float(f"{largest:.3g}")))
+    return max(0, min(most, 2 - leading))
 
 
 def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -101,9 +119,22 @@ def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, 
 def condition(run: Run) -> dict[str, Any]:
     """What a run shares with those that it is compared with: everything but recipe and seed."""
     adversary = "none" if run.adversary is None else f"{run.adversary.name}, {dict(run.adversary.options)['epsilon']:g}"
-    names = ("dataset", "model", "batch_size", "label_noise", "n_train", "epochs", "pixels", "gradient_noise")
-    told = {name: getattr(run, name) for name in names}
+    told = {name: getattr(run, name) for name in CONDITIONS}
     return {**told, "model": run.model.name, "adversary": adversary}
+
+
+CONDITIONS = {
+    "dataset": "data set",
+    "model": "network",
+    "batch_size": "batch size",
+    "label_noise": "label noise",
+    "n_train": "training inputs",
+    "epochs": "epochs",
+    "pixels": "pixels",
+    "gradient_noise": "noise in gradients",
+    "adversary": "adversary",
+}
+"""What runs that are compared share, by the names of ``condition``, and how tables call it."""
 
 
 def _row(label: str, shared: tuple, records: list[Record]) -> dict[str, Any]:
@@ -214,9 +245,9 @@ def differences(
     varying = []
     if rows:
         frame[f"p, Holm ({tested})"] = holm(p_values)
-        conditions = list(dict(shared))
-        frame = frame.drop(columns=[name for name in conditions if frame[name].nunique() == 1])
-        varying = [name for name in conditions if name in frame]
+        frame = frame.drop(columns=[name for name in CONDITIONS if frame[name].nunique() == 1])
+        varying = [name for name in CONDITIONS if name in frame]
+        frame = frame.rename(columns=CONDITIONS)
     return Table(frame, f"{experiment.name}-differences", signed=True, index=1 + len(varying))
 
 
@@ -260,7 +291,7 @@ def ledger(experiments: Iterable[Experiment], records: Iterable[Record]) -> Tabl
         if own:
             times = [seconds(record) for record in own]
             median = float(np.median(times))
-            rows.append((experiment.name, str(len(own)), round(median, 1), round(sum(times) / 3600, 2)))
+            rows.append((experiment.name, str(len(own)), median, sum(times) / 3600))
     frame = pd.DataFrame(rows, columns=["experiment", "runs", "seconds per run (median)", "hours of one core"])
     return Table(frame, "ledger")
 
@@ -313,7 +344,7 @@ def table(
     frame = pd.DataFrame(
         [
             {
-                **{name: row["condition"][name] for name in varying},
+                **{CONDITIONS[name]: row["condition"][name] for name in varying},
                 "optimizer": row["optimizer"],
                 **{heading(measure, title): row[measure] and Interval(**row[measure]) for measure in measures},
                 "runs": f"{row['n']}" + (f" (+{row['diverged']} diverged)" if row["diverged"] else ""),
@@ -331,9 +362,9 @@ def final_centre_tap(records: Iterable[Record], kernel: str) -> Interval:
 
 
 def format_interval(interval: Interval, decimals: int, signed: bool = False) -> str:
-    """``"mean [low, high]"``, or the mean alone where there is no interval."""
-    sign = "+" if signed else ""
-    mean = f"{interval.mean:{sign}.{decimals}f}"
+    """``"mean [low, high]"``, or the mean alone where there is no interval. A rounded zero is not negative."""
+    form = f"{'+' if signed else ''}z.{decimals}f"
+    mean = format(interval.mean, form)
     if interval.low is None:
         return mean
-    return f"{mean} [{interval.low:{sign}.{decimals}f}, {interval.high:{sign}.{decimals}f}]"
+    return f"{mean} [{interval.low:{form}}, {interval.high:{form}}]"

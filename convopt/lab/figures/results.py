@@ -97,7 +97,7 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
     """
     frame = table.frame
     columns = columns or [name for name in frame if any(isinstance(value, Interval) for value in frame[name])]
-    index = frame[list(frame.columns[: table.index])].astype(str)
+    index = table.text().iloc[:, : table.index]
     labels = index.agg(", ".join, axis=1)
     methods = index.iloc[:, -1].str.partition(" minus ")[0]
     look_of = looks(dict.fromkeys(methods))
