@@ -191,7 +191,7 @@ def _add_publish(commands: _Commands) -> None:
 
 def _add_choose(commands: _Commands) -> None:
     choose = commands.add_parser("choose", help="write what a search chose, by its records, where experiments read it")
-    choose.add_argument("search", metavar="SEARCH", help="for example 11-rivals-tuning")
+    choose.add_argument("search", metavar="SEARCH", help="for example 11-baselines-tuning")
     _add_store(choose)
     choose.set_defaults(command="choose_settings")
 

@@ -38,9 +38,9 @@ def test_trials_are_the_same_every_time_and_spread_over_the_rates(label):
     assert rates[-1] > high / third
 
 
-@pytest.mark.parametrize("label", experiments.read_choices()["11-rivals-tuning"])
+@pytest.mark.parametrize("label", experiments.read_choices()["11-baselines-tuning"])
 def test_further_trials_differ_from_the_best_of_the_first_in_their_lower_rates_alone(label):
-    place, _ = experiments.chosen("11-rivals-tuning", label)
+    place, _ = experiments.chosen("11-baselines-tuning", label)
     best = experiments.trials(label)[place]
     rate = dict(best.optimizer.options)["lr"]
     for factor, trial in zip(experiments.LOWER_RATES, experiments.lower_trials(label), strict=True):

@@ -8,9 +8,11 @@ import nbformat
 import pytest
 from conftest import ROOT
 
+from convopt.lab import experiments
+
 RETIRED = {
     r"(?<![</])pictures?": "image",  # <picture> is an HTML element
-    r"(?<!11-)rivals?": "baseline, or method",
+    r"rivals?": "baseline, or method",
     r"the README's": "the original proposal's: this repository's README is another text",
     r"first report": "original proposal",
     r"wrong labels": "label noise, or noisy labels",
@@ -43,6 +45,16 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def test_a_retired_word_is_nowhere(texts, word):
     retired = re.compile(rf"\b{word}\b", re.IGNORECASE)
     assert not {name for name, text in texts() if retired.search(text)}
+
+
+def test_no_file_experiment_or_line_of_code_speaks_of_rivals():
+    """Names stand in addresses of pages, in messages and on command lines."""
+    code = [path for folder in ("convopt", "notebooks", "templates", "book") for path in (ROOT / folder).glob("**/*.*")]
+    code = [path for path in code if not {"_build", "executed", "extra", "__pycache__"} & {*path.parts}]
+    names = [*experiments.EXPERIMENTS, *(path.name for path in code)]
+    texts = [path.read_text() for path in code if path.suffix in (".py", ".json", ".yml", ".ipynb", ".css", ".js")]
+    assert len(names) > 100
+    assert not [text[:80] for text in (*names, *texts) if "rival" in text.lower()]
 
 
 def sentences(text: str) -> list[str]:

@@ -93,7 +93,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             )
             for noise in ("no label noise", "30 % label noise", "45 % label noise")
         ),
-        correctness.headline(published("11-rivals"), "ConvolutionalSGD", "SGD"),
+        correctness.headline(published("11-baselines"), "ConvolutionalSGD", "SGD"),
         *(
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
             for size in (8, 64, 256)

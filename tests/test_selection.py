@@ -15,7 +15,7 @@ def record(dataset="mnist", epochs=30, seed=0) -> Record:
     return Record(experiments.STRESS.run(experiments.SGD, dataset, epochs, seed), "finished", {}, [], None, {})
 
 
-@pytest.mark.parametrize("name", ["06-stress-test", "08-kernel-evolution", "11-rivals-tuning", "09-controls-digits"])
+@pytest.mark.parametrize("name", ["06-stress-test", "08-kernel-evolution", "11-baselines-tuning", "09-controls-digits"])
 def test_without_a_choice_it_is_what_the_page_reads(name, monkeypatch, tmp_path):
     monkeypatch.chdir(published_table().parent)
     records = open_store().records()
@@ -67,9 +67,9 @@ def test_a_record_of_an_unknown_data_set_belongs_to_no_experiment():
 
 def test_seeds_that_only_tuned_are_neither_shown_nor_mentioned():
     published = workspace.published_records()
-    rivals = experiments.find("11-rivals")
-    seeds = {record.run.seed for record in published if rivals.label(record.run)}
+    baselines = experiments.find("11-baselines")
+    seeds = {record.run.seed for record in published if baselines.label(record.run)}
     assert experiments.search.TUNING_SEED in seeds
-    selected = select(rivals, published)
+    selected = select(baselines, published)
     assert {record.run.seed for record in selected.shown} == set(range(10))
     assert selected.told_of_others() is None

@@ -65,7 +65,7 @@ OF_THE_FIRST_REPORT = (
     ),
     Advice("15 % label noise", True, "06-stress-test", V1, "SGD"),
     Advice("15 % label noise", True, "06-stress-test", V2_UNIFORM, "SGD"),
-    Advice("15 % label noise, all tuned", True, "11-rivals", V1, "SGD"),
+    Advice("15 % label noise, all tuned", True, "11-baselines", V1, "SGD"),
     Advice("45 % label noise", True, "09-controls-label-noise", V1, "SGD", setting={"label_noise": 0.45}),
     Advice("unsteady training, 15 % label noise", True, "06-stress-test", V1, "SGD", "stability"),
     Advice("unsteady training, 15 % label noise", True, "06-stress-test", V2_UNIFORM, "SGD", "stability"),

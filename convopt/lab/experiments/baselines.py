@@ -21,8 +21,8 @@ from convopt.lab.experiments.common import (
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
 
-PAGE = "11-rivals"
-SEARCH = "11-rivals-tuning"
+PAGE = "11-baselines"
+SEARCH = "11-baselines-tuning"
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,17 @@ def _at_best_trial(labels: Iterable[str]) -> tuple[Arm, ...]:
 
 EXPERIMENTS = (
     Experiment(
-        name="11-rivals",
+        name="11-baselines",
         title="Stress test: every method at its best trial's settings",
         arms=_at_best_trial(COMPARED),
     ),
     Experiment(
-        name="11-rivals-annealed",
+        name="11-baselines-annealed",
         title="Stress test: methods with SNRAnnealing and without, each at its best trial's settings",
         arms=_at_best_trial((*ANNEALABLE, *(f"{label} + SNRAnnealing" for label in ANNEALABLE), "WienerSGD")),
     ),
     Experiment(
-        name="11-rivals-tuning",
+        name="11-baselines-tuning",
         title="Stress test: random search on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES[SEARCH]),
         seeds=1,
