@@ -23,6 +23,8 @@ TORCH_VENV := .venv-torch-$(TORCH)
 TORCH_TESTS = $(shell grep -LE '^(from|import) (accelerate|conftest|convopt\.(cli|lab)|lightning|skorch|transformers)\b' \
 	tests/test_*.py)
 HTML := book/_build/html/index.html
+SINGLE := book/_build/singlehtml/index.html
+PDF := book/_build/convopt.pdf
 MATHJAX := book/extra/mathjax/tex-svg.js
 
 MAKEFLAGS += --jobs=2  # two notebooks at a time
@@ -32,7 +34,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab book figures serve publish-check reproduce test retest test-all test-torch lint clean FORCE
+.PHONY: help setup lab book figures serve pdf publish-check reproduce test retest test-all test-torch lint clean FORCE
 .DELETE_ON_ERROR:
 
 help:  ## list the commands
@@ -79,6 +81,15 @@ book/executed/.profile: FORCE
 
 serve: book  ## build the report and serve it on http://localhost:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(dir $(HTML))
+
+pdf: $(READY)  ## print the report as one PDF, with Chromium
+	$(BIN)/python -m convopt.lab.printing  # better now than after the build
+	$(MAKE) $(PDF)
+	@echo "The PDF is at $(PDF)"
+
+$(PDF): $(HTML)
+	$(BIN)/jupyter-book build book --builder singlehtml --nitpick --warningiserror --keep-going
+	$(BIN)/python -m convopt.lab.printing $(SINGLE) $@
 
 figures: $(READY)  ## draw the README's figure anew, from the published records
 	$(BIN)/python -m convopt.lab.finding book/_static

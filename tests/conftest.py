@@ -10,9 +10,10 @@ import torch
 from hypothesis import settings
 
 from convopt.lab.arithmetic import PORTABLE
+from convopt.lab.printing import chromium
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = chromium()
 
 # Test set-up only: where a development machine keeps MNIST beside the checkout.
 _BESIDE = ROOT.parent / "shared" / "data"

@@ -58,7 +58,8 @@ class Table:
     def _repr_html_(self) -> str:
         told = self.text()
         shown = told.set_index(list(told.columns[: self.index]))
-        shown = shown.replace(" ", "\u00a0", regex=True)  # an interval stays on one line
+        # An interval stays on one line, words need not.
+        shown = shown.map(lambda cell: cell.replace(" ", "\u00a0") if cell.endswith("]") else cell)
         content = base64.b64encode(self.csv().encode()).decode()
         link = f'<a download="{self.name}.csv" href="data:text/csv;base64,{content}">{self.name}.csv</a>'
         return f"{shown.to_html()}\n<p>{link}</p>"
