@@ -91,8 +91,9 @@ $(PDF): $(HTML)
 	$(BIN)/jupyter-book build book --builder singlehtml --nitpick --warningiserror --keep-going
 	$(BIN)/python -m convopt.lab.printing $(SINGLE) $@
 
-figures: $(READY)  ## draw the README's figure anew, from the published records
+figures: $(READY)  ## draw the README's figures anew, one of them from the published records
 	$(BIN)/python -m convopt.lab.finding book/_static
+	$(BIN)/python -m convopt.lab.valley book/_static
 
 publish-check: book  ## build the report as GitHub Pages would get it, and check it in a browser
 	$(BIN)/pytest -n auto -m browser -rs

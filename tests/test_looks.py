@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT
 from matplotlib.colors import to_hex
 
-from convopt.lab import bench, experiments, figures, finding, probes
+from convopt.lab import bench, experiments, figures, finding, probes, valley
 from convopt.lab.experiments.factorial import GRADIENTS, INPUTS
 from convopt.lab.figures import looks
 from convopt.lab.records import Record
@@ -43,7 +43,7 @@ def compared() -> set[str]:
         for arm in experiment.arms
     }
     parts = {*GRADIENTS, *INPUTS, "SNRAnnealing"}
-    return {*arms, *parts, *bench.OPTIMIZERS, *finding.METHODS.values()}
+    return {*arms, *parts, *bench.OPTIMIZERS, *finding.METHODS.values(), *valley.OPTIMIZERS}
 
 
 def test_no_two_methods_share_colour_and_marker():
@@ -154,6 +154,13 @@ def test_the_readme_s_figure_draws_them_so_too(theme):
     assert drawn == expected
 
 
+@pytest.mark.parametrize("theme", looks.GROUNDS)
+def test_so_does_its_valley(theme):
+    figure = valley.draw({name: np.zeros((3, 2)) for name in valley.OPTIMIZERS}, theme)
+    expected = {(look.on(theme).lower(), look.marker) for look in looks.looks(valley.OPTIMIZERS).values()}
+    assert marked(figure) == expected
+
+
 def a_course() -> dict[str, list[dict[int, torch.Tensor]]]:
     return {"natural": [{4: torch.ones(8), 8: torch.full((8,), 0.5)}]}
 
@@ -213,6 +220,6 @@ def test_colours_differ_for_colour_blind_readers_too(theme, eyes):
 def test_figures_take_their_colours_from_one_place():
     chosen = re.compile(r"#[0-9a-fA-F]{6}\b|[\"']C\d[\"']|tab:|prop_cycle")
     lab = ROOT / "convopt" / "lab"
-    drawing = [*(lab / "figures").glob("*.py"), lab / "explorers.py", lab / "finding.py"]
+    drawing = [*(lab / "figures").glob("*.py"), lab / "explorers.py", lab / "finding.py", lab / "valley.py"]
     drawing += (ROOT / "notebooks").glob("*.ipynb")
     assert [path.name for path in drawing if chosen.search(path.read_text())] == ["looks.py"]

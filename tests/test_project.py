@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import correctness, experiments, finding, workspace
+from convopt.lab import correctness, experiments, finding, valley, workspace
 from convopt.lab.figures import looks
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
@@ -118,6 +118,22 @@ def test_the_readme_s_figure_shows_what_was_measured(theme):
     shown = json.loads(re.search("<dc:description>(.*)</dc:description>", figure)[1])
     assert shown == {name: pytest.approx(list(interval), abs=0.006) for name, interval in finding.found().items()}
     assert f"finding-{theme}.svg" in README
+
+
+@pytest.mark.parametrize("theme", looks.GROUNDS)
+def test_the_readme_s_valley_shows_what_its_caption_says(theme):
+    figure = (ROOT / "book" / "_static" / f"valley-{theme}.svg").read_text()
+    assert f"valley-{theme}.svg" in README
+    paths = {name: valley.fall(make) for name, make in valley.OPTIMIZERS.items()}
+    wanders = {name: valley.wandering(path) for name, path in paths.items()}
+    shown = json.loads(re.search("<dc:description>(.*)</dc:description>", figure)[1])
+    assert shown == {name: pytest.approx(values, abs=0.002) for name, values in wanders.items()}
+    (sgd, sgd_across), (kernel, kernel_across), annealed = wanders.values()
+    assert kernel == pytest.approx(sgd, rel=0.1)
+    assert kernel_across < sgd_across / 2
+    assert max(annealed) < min(sgd, sgd_across)
+    *about, short = (abs(path[-valley.SETTLED :, 0].mean()) for path in paths.values())
+    assert max(about) < 0.5 < 1 < short
 
 
 def test_the_front_page_quotes_differences_between_arms_that_were_tuned_alike():

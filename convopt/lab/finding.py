@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from convopt.lab import experiments, workspace
 from convopt.lab.correctness import accuracies
 from convopt.lab.figures import looks
+from convopt.lab.figures.style import to_svg
 from convopt.lab.stats import Interval
 from convopt.lab.study import Results
 
@@ -75,12 +76,8 @@ def main(folder: Path) -> None:
     """Write ``finding-light.svg`` and ``finding-dark.svg``, each with its numbers in its description."""
     rows = found()
     for theme in looks.GROUNDS:
-        with plt.rc_context({"svg.hashsalt": "finding", "svg.fonttype": "none"}):
-            figure = draw(rows, theme)
-            description = json.dumps({name: [round(value, 2) for value in row] for name, row in rows.items()})
-            told = {"Date": None, "Description": description}
-            figure.savefig(folder / f"finding-{theme}.svg", facecolor=figure.get_facecolor(), metadata=told)
-            plt.close(figure)
+        told = json.dumps({name: [round(value, 2) for value in row] for name, row in rows.items()})
+        to_svg(draw(rows, theme), folder / f"finding-{theme}.svg", told)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -73,3 +74,11 @@ def to_html(figure: Figure, alt: str) -> HTML:
     """The figure as an image with alternative text inside the page, for glueing into another page."""
     image = to_base64(figure)
     return HTML(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}" style="max-width: 100%">')
+
+
+def to_svg(figure: Figure, path: Path, description: str) -> None:
+    """Write the figure on its own ground, the same bytes every time, with a description inside; close it."""
+    with plt.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
+        told = {"Date": None, "Description": description}
+        figure.savefig(path, facecolor=figure.get_facecolor(), metadata=told)
+    plt.close(figure)
