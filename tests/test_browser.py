@@ -19,7 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 from conftest import CHROMIUM, ROOT
 from PIL import Image
-from playwright.sync_api import Browser, Locator, Page
+from playwright.sync_api import Browser, Locator, Page, expect
 
 HTML = ROOT / "book" / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
@@ -227,6 +227,43 @@ def shown(slider: Locator) -> tuple[str, str]:
     assert slider.get_attribute("aria-valuetext") == value
     assert images.get_attribute("alt").endswith(f" {value}")
     return images.get_attribute("alt"), value
+
+
+@pytest.mark.parametrize("visited", WITH_SLIDERS, indirect=True)
+def test_a_slider_is_found_early_opens_on_its_last_image_and_is_as_wide_as_the_page(visited):
+    page = visited
+    before = """first => [...document.querySelectorAll('article table')].filter(
+        table => table.compareDocumentPosition(first) & Node.DOCUMENT_POSITION_FOLLOWING).length"""
+    assert page.locator(SLIDER).first.evaluate(before) < 3
+    visit(page, page.url)
+    for slider in page.locator(SLIDER).all():
+        assert slider.input_value() == slider.get_attribute("max")
+        figure = slider.locator("xpath=ancestor::figure[1]")
+        column = figure.locator("xpath=ancestor::section[1]/p[1]").bounding_box()["width"]
+        assert figure.locator("img:visible").bounding_box()["width"] > 0.97 * column
+
+
+@pytest.mark.parametrize("visited", WITH_SLIDERS, indirect=True)
+def test_a_slider_plays_from_the_start_when_told_to_and_stops_when_told_to(visited):
+    page = visited
+    slider, button = page.locator(SLIDER).first, page.locator("figure figcaption button").first
+    expect(button).to_have_text("Play")
+    last = slider.get_attribute("max")
+    slider.fill(last)
+    before = shown(slider)
+    button.click()
+    assert slider.input_value() == "0"
+    assert shown(slider) != before
+    expect(slider).to_have_value("1")
+    button.click()
+    expect(button).to_have_text("Play")
+    here = slider.input_value()
+    page.wait_for_timeout(1000)
+    assert slider.input_value() == here
+    slider.fill(str(int(last) - 1))
+    button.click()
+    expect(slider).to_have_value(last)
+    expect(button).to_have_text("Play")
 
 
 def test_there_are_sliders_to_move():

@@ -49,34 +49,46 @@ SHOW_FRAME = (
 )
 
 
-def slider(draw: Callable[[Any], Figure], description: str, label: str, values: Sequence[Any], start: int = 0) -> HTML:
-    """The figures that ``draw`` makes of each value, drawn beforehand, and a slider to choose among them.
+PLAY = (
+    "const slider = this.parentElement.querySelector('input');"
+    " const show = () => slider.dispatchEvent(new Event('input'));"
+    " const stop = () => { clearInterval(this.timer); this.timer = 0; this.textContent = 'Play' };"
+    " if (this.timer) return stop();"
+    " if (slider.value == slider.max) slider.value = slider.min;"
+    " show(); this.textContent = 'Pause';"
+    " this.timer = setInterval(() => { slider.stepUp(); show(); if (slider.value == slider.max) stop() }, 700);"
+)
 
-    It needs no kernel, no widget library and no network, so it works in a page from any disk. Where scripts do not run,
-    the figure of the first value shown stays.
+
+def slider(draw: Callable[[Any], Figure], description: str, label: str, values: Sequence[Any]) -> HTML:
+    """The figures that ``draw`` makes of each value, drawn beforehand, with a slider to choose and a button to play.
+
+    It needs no kernel, no widget library and no network, so it works in a page from any disk. It opens on the last
+    figure, which stays where scripts do not run, and moves only when it is told to. Figures are as wide as the page.
 
     Args:
         draw: takes one value.
         description: what the figures show, for readers who cannot see them; the value is added.
         label: what the value is, beside the slider.
         values: at least one; an image each goes into the page.
-        start: index of the value that is shown first.
     """
-    frames = []
+    frames, last = [], len(values) - 1
     for i, value in enumerate(values):
         figure = draw(value)
         alt = html.escape(f"{description}; {label} {value}")
-        hidden = "" if i == start else " hidden"
+        hidden = "" if i == last else " hidden"
         frames.append(
             f'<img src="data:image/png;base64,{to_base64(figure)}" alt="{alt}" data-value="{html.escape(str(value))}"'
-            f' style="max-width: 100%"{hidden}>'
+            f' style="width: 100%"{hidden}>'
         )
         plt.close(figure)
+    shown = html.escape(str(values[last]))
     control = (
-        f'<label>{html.escape(label)} <input type="range" min="0" max="{len(values) - 1}" value="{start}" '
-        f'aria-valuetext="{html.escape(str(values[start]))}" autocomplete="off" oninput="{SHOW_FRAME}"> '
-        f"<output>{html.escape(str(values[start]))}</output></label>"
+        f'<button type="button" onclick="{PLAY}">Play</button> '
+        f'<label>{html.escape(label)} <input type="range" min="0" max="{last}" value="{last}" '
+        f'aria-valuetext="{shown}" autocomplete="off" oninput="{SHOW_FRAME}"> '
+        f"<output>{shown}</output></label>"
     )
-    style = "background: white; color: black"  # as the figures have, in the dark as well
+    style = "margin: 0; background: white; color: black"  # as the figures have, in the dark as well
     caption = f'<figcaption style="color: inherit">{control}</figcaption>'
-    return HTML(f'<figure style="{style}">{"".join(frames)}{caption}</figure>')
+    return HTML(f'<figure style="{style}">{caption}{"".join(frames)}</figure>')
