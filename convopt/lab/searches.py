@@ -74,7 +74,7 @@ def tuning(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
 def tuning_table(experiment: Experiment, records: Iterable[Record]) -> Table:
     """``tuning`` for reading."""
     found = tuning(experiment, records)
-    headings = {lr: f"learning rate {lr:g} (%)" for lr in found.columns.drop("chosen")}
+    headings = {lr: f"at {lr:g} (%)" for lr in found.columns.drop("chosen")} | {"chosen": "chosen learning rate"}
     return Table(found.rename(columns=headings).reset_index(), experiment.name, index=2)
 
 
