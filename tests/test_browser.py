@@ -249,6 +249,8 @@ def test_a_slider_plays_from_the_start_when_told_to_and_stops_when_told_to(visit
     slider, button = page.locator(SLIDER).first, page.locator("figure figcaption button").first
     expect(button).to_have_text("Play")
     last = slider.get_attribute("max")
+    if int(last) < 2:
+        pytest.skip("the quick book has fewer epochs to show")
     slider.fill(last)
     before = shown(slider)
     button.click()
