@@ -30,6 +30,34 @@ def test_mnist_is_split_and_normalised_as_documented(mnist_folder):
     assert mnist.test.y[:5].tolist() == [7, 2, 1, 0, 4]
 
 
+PREPARED = ["crop", "adult", "california-housing", "tiny-shakespeare", "cifar10n-worst"]
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_what_has_to_be_put_into_the_data_folder_is_as_described(name):
+    if not data.is_at_hand(name):
+        pytest.skip(f"{name} is not under {data.data_folder()}")
+    known, dataset = data.describe(name), data.load(name)
+    assert (dataset.name, dataset.kind, dataset.task) == (name, known.kind, known.task)
+    assert (len(dataset.train), len(dataset.test)) == (known.n_train, known.n_test)
+    assert len(dataset.confirmation) > len(dataset.test)
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_where_it_is_not_a_line_says_what_to_put_where(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVOPT_DATA", str(tmp_path))
+    assert not data.is_at_hand(name)
+    with pytest.raises(data.DataError, match=rf"{name} is not under {tmp_path} \(missing: .*\)\. Put it there, with"):
+        data.load(name)
+
+
+def test_the_worst_human_labels_are_trained_on_and_the_clean_ones_known():
+    if not data.is_at_hand("cifar10n-worst"):
+        pytest.skip("no human labels of CIFAR-10")
+    dataset = data.load("cifar10n-worst")
+    assert (dataset.train.y != dataset.clean).float().mean() == pytest.approx(0.4, abs=0.05)
+
+
 def test_an_unknown_data_set_is_refused():
     with pytest.raises(ValueError, match="cifar"):
         data.load("cifar")
