@@ -152,9 +152,9 @@ def test_labels_are_packed_of_what_the_predictions_are_about(results):
 )
 def test_predictions_of_many_runs_come_back_from_their_differences(runs):
     packed = [{split: pack(values) for split, values in run.items()} for run in runs]
-    first = references(packed)
-    kept = [as_differences(run, first) for run in packed]
-    assert [from_differences(run, references(kept)) for run in kept] == packed
+    first = references(("it", run) for run in packed)
+    kept = [as_differences("it", run, first) for run in packed]
+    assert [from_differences("it", run, references(("it", run) for run in kept)) for run in kept] == packed
 
 
 def test_differences_of_networks_that_agree_take_little_and_damage_is_told():
@@ -162,6 +162,7 @@ def test_differences_of_networks_that_agree_take_little_and_damage_is_told():
     first = rng.integers(10, size=9000, dtype=np.uint8)
     second = np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), first)
     whole, other = ({"test": pack(each)} for each in (first, second))
-    assert len(as_differences(other, references([whole]))["test"]) < 0.5 * len(whole["test"])
-    with pytest.raises(ValueError, match="got none of this number"):
-        from_differences(as_differences(other, references([whole])), references([]))
+    kept = as_differences("it", other, references([("it", whole)]))
+    assert len(kept["test"]) < 0.5 * len(whole["test"])
+    with pytest.raises(ValueError, match="9000 inputs of it must have a reference, got none of this number"):
+        from_differences("it", kept, references([("another", whole)]))

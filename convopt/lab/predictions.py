@@ -26,37 +26,41 @@ def unpack(text: str) -> np.ndarray:
         raise ValueError(f"predictions must be what pack() wrote, got {text[:40]!r}") from error
 
 
-References = dict[tuple[str, int], np.ndarray]
-"""The classes, by split and their number, that those of other runs are kept as differences from."""
+References = dict[tuple[str, str, int], np.ndarray]
+"""The classes, by data set, split and number, that those of other runs are kept as differences from."""
 
 
-def references(runs: Iterable[Packed]) -> References:
-    """The first classes of each split and number that are no differences themselves."""
+def references(runs: Iterable[tuple[str, Packed]]) -> References:
+    """Of runs by the name of their data set, the first classes of each key that are no differences themselves."""
     found: References = {}
-    for split, text in (item for run in runs for item in run.items() if not item[1].startswith(MARK)):
-        values = unpack(text)
-        if values.dtype == np.uint8:
-            found.setdefault((split, len(values)), values)
+    for dataset, run in runs:
+        for split, text in run.items():
+            if not text.startswith(MARK):
+                values = unpack(text)
+                if values.dtype == np.uint8:
+                    found.setdefault((dataset, split, len(values)), values)
     return found
 
 
-def as_differences(run: Packed, first: References) -> Packed:
+def as_differences(dataset: str, run: Packed, first: References) -> Packed:
     """A run's predictions, of classes what differs from the reference, marked: networks agree on most inputs."""
     told = dict(run)
     for split, text in run.items():
         values = unpack(text)
-        if values.dtype == np.uint8 and (values != (reference := first[split, len(values)])).any():
+        if values.dtype == np.uint8 and (values != (reference := first[dataset, split, len(values)])).any():
             told[split] = MARK + pack(values ^ reference)
     return told
 
 
-def from_differences(run: Packed, first: References) -> Packed:
+def from_differences(dataset: str, run: Packed, first: References) -> Packed:
     """What :func:`as_differences` was given. ValueError where a text is damaged or there is no reference for it."""
     told = dict(run)
     for split, text in run.items():
         if text.startswith(MARK):
             values = unpack(text.removeprefix(MARK))
-            if (split, len(values)) not in first:
-                raise ValueError(f"predictions of {len(values)} inputs must have a reference, got none of this number")
-            told[split] = pack(values ^ first[split, len(values)])
+            if (dataset, split, len(values)) not in first:
+                raise ValueError(
+                    f"predictions of {len(values)} inputs of {dataset} must have a reference, got none of this number"
+                )
+            told[split] = pack(values ^ first[dataset, split, len(values)])
     return told

@@ -17,7 +17,7 @@ import pandas as pd
 
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
-from convopt.lab.predictions import Packed, as_differences, from_differences, references
+from convopt.lab.predictions import MARK, References, as_differences, from_differences, references
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
@@ -252,7 +252,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
     """
     rows = []
     ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
-    first = references(record.predictions for record in ordered)
+    first = references((record.run.dataset, record.predictions) for record in ordered)
     for record in ordered:
         data = record.to_json()
         rows.append(
@@ -265,7 +265,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: record.curves.get(name) for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
-                "predictions": json.dumps(as_differences(record.predictions, first)),
+                "predictions": json.dumps(as_differences(record.run.dataset, record.predictions, first)),
             }
         )
     write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
@@ -292,7 +292,11 @@ class Table:
         with self._damage_told():
             rows = pd.read_parquet(path).to_dict("records")
             self._rows = {row["id"]: {**row, "predictions": json.loads(row.get("predictions") or "{}")} for row in rows}
-            self._references = references(row["predictions"] for row in self._rows.values())
+            self._references = references(
+                (json.loads(row["run"])["dataset"], row["predictions"])
+                for row in self._rows.values()
+                if any(not text.startswith(MARK) for text in row["predictions"].values())
+            )
         self._parsed: dict[str, Record] = {}
 
     def load(self, run: Run) -> Record | None:
@@ -307,7 +311,7 @@ class Table:
         if name not in self._parsed:
             with self._damage_told():
                 row = self._rows[name]
-                self._parsed[name] = _from_row(row, from_differences(row["predictions"], self._references))
+                self._parsed[name] = _from_row(row, self._references)
         return self._parsed[name]
 
     @contextmanager
@@ -328,16 +332,17 @@ def read_table(path: Path) -> list[Record]:
     return Table(path).records()
 
 
-def _from_row(row: dict[str, Any], predictions: Packed) -> Record:
+def _from_row(row: dict[str, Any], first: References) -> Record:
     confirmation = row["confirmation_accuracy"]
+    parsed = {name: json.loads(row[name]) for name in ("run", "kernels", "provenance")}
     return Record.from_json(
         {
             "id": row["id"],
             "status": row["status"],
             "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
             "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
-            **{name: json.loads(row[name]) for name in ("run", "kernels", "provenance")},
-            "predictions": predictions,
+            **parsed,
+            "predictions": from_differences(parsed["run"]["dataset"], row["predictions"], first),
         }
     )
 
