@@ -64,6 +64,7 @@ $(HTML): $(EXECUTED) $(PAGES) $(RECORDS) $(MATHJAX)
 	rm -rf $(@D)/_images  # of earlier builds, under other names
 	$(BIN)/jupyter-book build book --all --nitpick --warningiserror --keep-going
 	find $(@D) -name '*.map' -delete  # of the theme's scripts, for its developers
+	cp $(NOTEBOOKS) $(@D)/_sources/executed/  # to download: without outputs, which were a quarter of the book
 	touch $@
 
 book/executed/%.ipynb: notebooks/%.ipynb $(PACKAGE) $(RECORDS) book/executed/.profile $(READY) | $(LIVE)

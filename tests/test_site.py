@@ -48,5 +48,7 @@ def test_a_page_says_how_to_run_it_again_and_what_to_download(name):
     for target in re.findall(r'href="([^"#]+)" download', page):
         assert (HTML / "executed" / target).is_file() or target.startswith("data:"), target
     assert f'href="../_sources/executed/{name}.ipynb" download' in page
+    downloaded = HTML / "_sources" / "executed" / f"{name}.ipynb"
+    assert downloaded.read_bytes() == (ROOT / "notebooks" / downloaded.name).read_bytes()
     if "published records</a>" in page:  # an experiment: all its tables have their numbers
         assert len(re.findall(r'download="[^"]+\.csv"', page)) == len(re.findall(r"<table[^>]*dataframe", page))

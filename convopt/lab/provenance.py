@@ -81,7 +81,7 @@ def page(
         f"This page was executed at commit `{here['commit']}` with convopt {here['convopt']}, torch {here['torch']}, "
         f"Python {here['python']} on {here['system']} ({here['processor']}, {here['cores']} cores).",
     ]
-    downloads = [f'<a href="../_sources/executed/{notebook}.ipynb" download>this page as an executed notebook</a>']
+    downloads = [f'<a href="../_sources/executed/{notebook}.ipynb" download>this page as a notebook</a>']
     records = list(records)
     if records:
         named = ("data", "commit", "torch", "processor")
