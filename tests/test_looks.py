@@ -38,7 +38,7 @@ def compared() -> set[str]:
         arm.label
         for experiment in experiments.EXPERIMENTS.values()
         if not experiment.is_search
-        and experiments.page_of(experiment.name) != "15-factorial"
+        and experiments.page_of(experiment.name) not in ("15-factorial", "16-beyond-mnist")
         and experiment.name not in OPTIONS_OF_ONE_METHOD
         for arm in experiment.arms
     }

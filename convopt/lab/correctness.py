@@ -62,6 +62,26 @@ def correct(records: Iterable[Record]) -> dict[int, np.ndarray]:
     return found
 
 
+def difference(treatment: Sequence[Record], control: Sequence[Record]) -> CrossedComparison | None:
+    """The paired difference of two arms' records, in points; None where they have no seed in common.
+
+    A point is one of accuracy. Of other tasks it is a percent of the control's mean squared error or mean loss, and
+    more points are a smaller error.
+    """
+    if {record.measure for record in finished([*treatment, *control])} <= {ACCURACY}:
+        values, others = correct(treatment), correct(control)
+    else:
+        errors, others = _errors(treatment), _errors(control)
+        point = -0.01 * float(np.mean([*others.values()])) if others else 1.0
+        values, others = ({seed: each / point for seed, each in of_arm.items()} for of_arm in (errors, others))
+    return crossed_difference(values, others) if values.keys() & others.keys() else None
+
+
+def _errors(records: Iterable[Record]) -> dict[int, np.ndarray]:
+    """Of each finished record, by seed, the squared error or the loss of each primary input."""
+    return {r.run.seed: unpack(r.predictions[primary_split(r)]).astype(float) for r in finished(records)}
+
+
 class Pair(NamedTuple):
     """Two arms that are compared, by their labels.
 
@@ -82,8 +102,7 @@ def compare(results: Results, pair: Pair) -> CrossedComparison | None:
     Both must have been tuned alike: ValueError where what was tuned of one was not tuned of the other.
     """
     _require_tuned_alike(results, pair.treatment, pair.control)
-    treatment, control = (correct(results.arms[label]) for label in (pair.treatment, pair.control))
-    return crossed_difference(treatment, control) if treatment.keys() & control.keys() else None
+    return difference(results.arms[pair.treatment], results.arms[pair.control])
 
 
 def headline(results: Results, treatment: str, control: str, measure: str = "confirmation") -> str:

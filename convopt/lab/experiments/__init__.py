@@ -7,6 +7,7 @@ from convopt.lab.experiments.arms import (
     Recipe,
     Setting,
     annealed,
+    averaged,
     part_and_option,
     with_options,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "Recipe",
     "Setting",
     "annealed",
+    "averaged",
     "best_trial",
     "chosen",
     "find",

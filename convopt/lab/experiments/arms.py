@@ -30,6 +30,11 @@ def annealed(recipe: Recipe, annealing: Choice = SNR_ANNEALING) -> Recipe:
     return replace(recipe, annealing=annealing)
 
 
+def averaged(recipe: Recipe) -> Recipe:
+    """The recipe with WeightAveraging around its optimizer."""
+    return replace(recipe, averaging=Choice.of("WeightAveraging"))
+
+
 def with_options(recipe: Recipe, part: str = "optimizer", /, **options: object) -> Recipe:
     """The recipe with these options of its optimizer, or of another ``part``: loss, averaging, annealing, filter."""
     choice = getattr(recipe, part)

@@ -14,6 +14,7 @@ from convopt.lab.figures.kernels import (
     taps,
 )
 from convopt.lab.figures.results import (
+    added,
     conditions,
     curves,
     dots,
@@ -31,6 +32,7 @@ from convopt.lab.figures.snr import ema_biases, ring_spectra, snr_courses, snr_o
 from convopt.lab.figures.style import to_base64, to_html, to_png
 
 __all__ = [
+    "added",
     "centre_taps",
     "conditions",
     "curves",

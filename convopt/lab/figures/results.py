@@ -1,5 +1,6 @@
 """Figures of experiments: curves, dots, intervals, trends."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -302,6 +303,32 @@ def conditions(differences: dict[tuple[str, str], Interval], xlabel: str) -> Fig
     _rows_of_dots(axes, differences, looks(dict.fromkeys(treatment for treatment, _ in differences)))
     axes.set_xlabel(xlabel)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def added(differences: dict[tuple[str, str, str, str], Interval], xlabel: str) -> Figure:
+    """A column of panels per piece and a row per optimizer; in each a row per task, a dot with its interval per rate.
+
+    Args:
+        differences: by piece, optimizer, task and learning rate.
+        xlabel: what the values are. Columns have scales of their own: pieces differ by much.
+    """
+    pieces, bases, tasks, rates = (list(dict.fromkeys(names)) for names in zip(*differences, strict=True))
+    height = 1.2 + 0.3 * len(tasks) * len(bases)
+    figure, panels = plt.subplots(
+        len(bases), len(pieces), figsize=(9.6, height), sharex="col", sharey=True, squeeze=False
+    )
+    for (row, base), (column, piece) in itertools.product(enumerate(bases), enumerate(pieces)):
+        of_panel = {
+            (rate, task): interval
+            for (of_piece, of_base, task, rate), interval in differences.items()
+            if (of_piece, of_base) == (piece, base)
+        }
+        axes = panels[row][column]
+        axes.axvline(0, color=QUIET, linewidth=1)
+        _rows_of_dots(axes, of_panel, series(rates))
+        axes.set(title=f"{piece} around {base}", xlabel=xlabel if row == len(bases) - 1 else "")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -1,0 +1,133 @@
+"""What page 16 says: what each piece adds to an optimizer alone, task by task, at rates around the tuned one."""
+
+from collections.abc import Iterable
+from statistics import fmean, median
+from typing import NamedTuple
+
+import pandas as pd
+
+from convopt.lab.correctness import ALPHA, difference
+from convopt.lab.experiments.beyond_mnist import BASES, FACTORS, TASKS, label
+from convopt.lab.records import Record, finished
+from convopt.lab.report import Table, measured
+from convopt.lab.stats import CrossedComparison, Interval, holm
+from convopt.lab.study import Results
+
+HARM = -0.5
+"""Points that a piece may cost at most."""
+
+TUNED = "the tuned rate"
+
+
+class Cell(NamedTuple):
+    """Where a piece is compared with the optimizer alone."""
+
+    task: str
+    base: str
+    rate: str
+
+
+def added(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
+    """What the piece adds to the optimizer alone at the same learning rate, in points, wherever there are records."""
+    found = {}
+    for cell in _cells(results):
+        comparison = difference(*(results.arms[label(*cell, each)] for each in (piece, "alone")))
+        if comparison is not None:
+            found[cell] = comparison
+    return found
+
+
+def over_cosine(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
+    """The piece at the rate that was tuned for the optimizer alone, minus a cosine with tuned rate and epochs."""
+    found = {}
+    for cell in _cells(results):
+        cosine = results.arms.get(label(cell.task, cell.base, "cosine"), [])
+        if cell.rate == TUNED and cosine:
+            comparison = difference(results.arms[label(*cell, piece)], cosine)
+            if comparison is not None:
+                found[cell] = comparison
+    return found
+
+
+def best_over_best(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
+    """The piece minus the optimizer alone, each at the rate of the three that is best for it on the validation data."""
+    found = {}
+    for cell in _cells(results):
+        if cell.rate != TUNED:
+            continue
+        best = [_best([results.arms[label(*cell._replace(rate=r), p)] for r in FACTORS]) for p in (piece, "alone")]
+        comparison = difference(*best)
+        if comparison is not None:
+            found[cell._replace(rate="the best of three rates")] = comparison
+    return found
+
+
+def _best(arms: Iterable[list[Record]]) -> list[Record]:
+    """Of arms the one with the best mean measure on the validation data."""
+    done = [arm for arm in map(finished, arms) if arm]
+    if not done:
+        return []
+    sign = 1 if done[0][0].measure.higher_is_better else -1
+    most = max(map(len, done))  # where runs have diverged, the arm is not chosen
+    return max(
+        (arm for arm in done if len(arm) == most), key=lambda arm: sign * fmean(measured(r, "validation") for r in arm)
+    )
+
+
+def _cells(results: Results) -> list[Cell]:
+    every = (Cell(task, base, rate) for task in TASKS for base in BASES for rate in FACTORS)
+    return [cell for cell in every if label(*cell, "alone") in results.arms]
+
+
+def table(of_piece: dict[Cell, CrossedComparison], name: str) -> Table:
+    """A row per task and optimizer, a column per learning rate."""
+    rows: dict[tuple[str, str], dict[str, Interval]] = {}
+    for cell, comparison in of_piece.items():
+        rows.setdefault((cell.task, cell.base), {})[cell.rate] = comparison.interval
+    told = [{"task": task, "optimizer": base, **of_rate} for (task, base), of_rate in rows.items()]
+    return Table(pd.DataFrame(told), name, signed=True, index=2, decimals=1)
+
+
+def summary(several: dict[str, dict[Cell, CrossedComparison]], name: str) -> Table:
+    """A row for each of several comparisons: how bad it can get, how often it harms, what it usually adds."""
+    rows = []
+    for what, cells in several.items():
+        worst = min(cells, key=lambda cell: cells[cell].interval.mean)
+        corrected = holm([each.p for each in cells.values()])
+        worse = sum(p < ALPHA and each.interval.mean < 0 for p, each in zip(corrected, cells.values(), strict=True))
+        rows.append(
+            {
+                "what": what,
+                "comparisons": str(len(cells)),
+                f"below {HARM:g} points": str(sum(each.interval.mean < HARM for each in cells.values())),
+                "surely worse": str(worse),
+                "median (points)": Interval(median_of(cells), None, None),
+                "worst (points)": cells[worst].interval,
+                "where": ", ".join(worst),
+            }
+        )
+    return Table(pd.DataFrame(rows), name, signed=True, decimals=1)
+
+
+def median_of(cells: dict[Cell, CrossedComparison]) -> float:
+    """The median over all comparisons, in points: a few tasks have by far the largest differences."""
+    return median(each.interval.mean for each in cells.values())
+
+
+def on_noisy_images(cells: dict[Cell, CrossedComparison]) -> dict[Cell, CrossedComparison]:
+    """The comparisons at the tuned rate on images with noisy labels."""
+    return {cell: each for cell, each in cells.items() if cell.rate == TUNED and TASKS[cell.task].noisy_images}
+
+
+def diverged(results: Results, piece: str) -> int:
+    """How many runs with the piece did not come to their end: they have no part in the comparisons."""
+    return sum(len(arm) - len(finished(arm)) for cell in _cells(results) for arm in [results.arms[label(*cell, piece)]])
+
+
+def in_place(results: Results) -> dict[str, float]:
+    """The share of runs that ended with averaged weights in place, by learning rate."""
+    shares: dict[str, list[float]] = {}
+    for cell in _cells(results):
+        for record in finished(results.arms[label(*cell, "WeightAveraging")]):
+            shares.setdefault(cell.rate, []).append(record.curves["average_in_place"][-1])
+    return {rate: fmean(values) for rate, values in shares.items()}

@@ -1,0 +1,116 @@
+"""Page 16: what a piece adds to an optimizer, in points; what harms is counted, the worst named."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convopt.lab import beyond, correctness, data, searches
+from convopt.lab.beyond import Cell
+from convopt.lab.experiments import beyond_mnist, find
+from convopt.lab.predictions import pack
+from convopt.lab.records import Record
+from convopt.lab.study import Results
+from convopt.lab.tasks import TASKS
+
+DIGITS, DIABETES = beyond_mnist.tasks("digits")
+TUNED = beyond.TUNED
+
+
+def recorded(run, share: float) -> Record:
+    """Of a run that classifies such a share correctly, or has such a mean squared error."""
+    test = data.load(run.dataset).test
+    rng = np.random.default_rng(run.seed)
+    if run.dataset == "digits":
+        labels = test.y.numpy()
+        right = np.arange(len(labels)) < round(share * len(labels))
+        predicted = np.where(right, labels, (labels + 1) % 10).astype(np.uint8)
+        measures = {"test_accuracy": [share], "validation_accuracy": [share]}
+    else:
+        noise = rng.random(len(test)) + 0.5
+        predicted = (share * noise / noise.mean()).astype(np.float32)
+        measures = {"test_rmse": [share**0.5], "validation_rmse": [share**0.5]}
+    return Record(run, "finished", {**measures, "average_in_place": [1.0]}, [], None, {}, {"test": pack(predicted)})
+
+
+def results_of(share_of) -> Results:
+    """``share_of`` tells of a label what :func:`recorded` is given."""
+    experiment = beyond_mnist.on([DIGITS, DIABETES])
+    runs = experiment.runs(seeds=[20, 21, 22])
+    return Results(experiment, [recorded(run, share_of(experiment.label(run))) for run in runs])
+
+
+def test_a_point_is_one_of_accuracy_or_a_percent_of_the_squared_error():
+    def share_of(label: str) -> float:
+        better = "WeightAveraging" in label
+        return (0.92 if better else 0.9) if label.startswith(DIGITS) else (98.0 if better else 100.0)
+
+    added = beyond.added(results_of(share_of), "WeightAveraging")
+    assert len(added) == 2 * 2 * 3
+    for cell, comparison in added.items():
+        assert comparison.interval.mean == pytest.approx(2.0, abs=0.2), cell
+    assert beyond.median_of(added) == pytest.approx(2.0, abs=0.2)
+    assert {cell.task for cell in beyond.on_noisy_images(added)} == {DIGITS}
+
+
+def test_the_summary_counts_what_harms_and_names_the_worst():
+    worst = Cell(DIABETES, "AdamW", "a third of the tuned rate")
+
+    def share_of(label: str) -> float:
+        if label == beyond_mnist.label(*worst, "SNRAnnealing"):
+            return 120.0
+        return 0.9 if label.startswith(DIGITS) else 100.0
+
+    added = beyond.added(results_of(share_of), "SNRAnnealing")
+    (row,) = beyond.summary({"it": added}, "x").frame.to_dict("records")
+    assert row["below -0.5 points"] == row["surely worse"] == "1"
+    assert row["worst (points)"].mean == pytest.approx(-20, abs=1)
+    assert row["where"] == ", ".join(worst)
+
+
+def test_the_best_rate_is_that_of_the_validation_data():
+    def share_of(label: str) -> float:
+        if not label.startswith(DIGITS):
+            return 100.0
+        if "cosine" in label:
+            return 0.95
+        return {"a th": 0.80, "the ": 0.85, "thre": 0.90}[label.split(", ")[2][:4]] - (0.01 if "alone" in label else 0)
+
+    results = results_of(share_of)
+    best = beyond.best_over_best(results, "WeightAveraging")
+    assert best[Cell(DIGITS, "SGD", "the best of three rates")].interval.mean == pytest.approx(1.0, abs=0.2)
+    over = beyond.over_cosine(results, "WeightAveraging")
+    assert over[Cell(DIGITS, "SGD", TUNED)].interval.mean == pytest.approx(-10.0, abs=0.2)
+
+
+def test_diverged_runs_are_counted_and_not_compared():
+    results = results_of(lambda label: 0.9 if label.startswith(DIGITS) else 100.0)
+    of_piece = results.arms[beyond_mnist.label(DIGITS, "SGD", TUNED, "SNRAnnealing")]
+    failed = [replace(r, status="diverged", curves={}, predictions={}) if r in of_piece else r for r in results.records]
+    results = Results(results.experiment, failed)
+    assert beyond.diverged(results, "SNRAnnealing") == 3
+    assert beyond.diverged(results, "alone") == 0
+    assert Cell(DIGITS, "SGD", TUNED) not in beyond.added(results, "SNRAnnealing")
+
+
+def test_a_search_of_a_regression_takes_the_smallest_error_and_never_a_run_that_diverged():
+    search = find(beyond_mnist.SEARCH)
+
+    def load(run):
+        lr = dict(run.optimizer.options)["lr"]
+        if run.optimizer.name == "SGD" and lr == 0.1:
+            return Record(run, "diverged", {}, [], None, {})
+        name = TASKS[data.describe(run.dataset).task].measure.name
+        values = {f"validation_{name}": [1.0 + lr], f"test_{name}": [1.0]}
+        return Record(run, "finished", values, [], None, {})
+
+    chosen = searches.choose(search, load)
+    assert chosen[beyond_mnist.label(DIABETES, "SGD", "constant")] == {"lr": 0.0003}
+    assert chosen[beyond_mnist.label(DIGITS, "SGD", "constant")] == {"lr": 0.03}
+
+
+def test_errors_and_accuracies_are_compared_by_seed():
+    results = results_of(lambda label: 0.9 if label.startswith(DIGITS) else 100.0)
+    arm = results.arms[beyond_mnist.label(DIABETES, "SGD", "cosine")]
+    assert correctness.difference(arm[:2], arm[2:]) is None
+    assert correctness.difference(arm, arm).interval.mean == 0
