@@ -175,6 +175,10 @@ class SNRAnnealing(Stage):
     acts in the same step. Whoever looks at ``param_groups[...]["lr"]`` outside of the optimizer's own update sees what
     you or a scheduler set, also after a step that raised. The factor comes on top.
 
+    It is no safe replacement for a schedule. The agreement looks one step ahead: directions that bend strongly outweigh
+    those in which there is far to go (short-horizon bias, arXiv:1803.02021). On many tasks it shrinks steps too early
+    where the learning rate is not too high, above all with noisy labels; see :class:`WeightAveraging`.
+
     What it can see: gradients of different batches that share a signal. What it cannot: consecutive steps follow
     :math:`g_{t-1}`, which makes :math:`\rho` too low by an amount that grows with the learning rate; and noise that
     batches share, for example of samples seen in both. A gradient that is not finite, or has more than thirty times the

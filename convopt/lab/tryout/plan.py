@@ -16,7 +16,7 @@ from convopt.lab.experiments import (
     WIENER_ADAMW,
     WIENER_SGD,
     Recipe,
-    annealed,
+    averaged,
     with_options,
 )
 from convopt.lab.runs import Choice, Run
@@ -70,14 +70,14 @@ _GROUPS = "groups, found = convopt.spatial_param_groups(model, x)  # x: one batc
 _COSINE = "schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)  # step it after each batch\n"
 _ADAMW = "optimizer = torch.optim.AdamW(model.parameters(), lr={lr:g})\n"
 _SGD = "optimizer = torch.optim.SGD(model.parameters(), lr={lr:g}, momentum=0.9)\n"
-_ANNEALING = "annealing = convopt.SNRAnnealing(optimizer)\n"
+_AVERAGING = "averaging = convopt.WeightAveraging(optimizer, model)  # evaluate in `with averaging.averaged():`\n"
 
 _EVERYWHERE = {
     "SGD": Method(SGD, SGD_RATES, False, _SGD),
     "AdamW": Method(ADAMW, ADAM_RATES, False, _ADAMW),
     "AdamW, cosine": Method(replace(ADAMW, schedule=COSINE), ADAM_RATES, False, _ADAMW + _COSINE),
-    "SGD + SNRAnnealing": Method(annealed(SGD), SGD_RATES, True, _SGD + _ANNEALING),
-    "AdamW + SNRAnnealing": Method(annealed(ADAMW), ADAM_RATES, True, _ADAMW + _ANNEALING),
+    "SGD + WeightAveraging": Method(averaged(SGD), SGD_RATES, True, _SGD + _AVERAGING),
+    "AdamW + WeightAveraging": Method(averaged(ADAMW), ADAM_RATES, True, _ADAMW + _AVERAGING),
 }
 _ON_GRIDS = {
     "WienerSGD": Method(
