@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convopt
-from convopt import SNRAnnealing, WienerFilter
+from convopt import SNRAnnealing, WeightAveraging, WienerFilter
 
 OURS = [
     cls
@@ -29,7 +29,7 @@ class Subject(NamedTuple):
 
     Attributes:
         optimizer: that steps.
-        attached: SNRAnnealing or WienerFilter; None for an optimizer of ours.
+        attached: SNRAnnealing, WienerFilter or WeightAveraging; None for an optimizer of ours.
     """
 
     optimizer: torch.optim.Optimizer
@@ -41,6 +41,8 @@ class Subject(NamedTuple):
             return [torch.tensor([self.attached.rho(), self.attached.factor()])]
         if isinstance(self.attached, WienerFilter):
             return [each.gain.float() for each in self.attached.coherence().values()]
+        if isinstance(self.attached, WeightAveraging):
+            return [torch.tensor([self.attached.slope()]), *self.attached.state_dict()["averages"]]
         if hasattr(self.optimizer, "snr"):
             snr = self.optimizer.snr()
             return [torch.tensor([snr.rho, snr.factor]), *[each.gain.float() for each in snr.parameters.values()]]
@@ -79,10 +81,19 @@ def _filtered(name: str) -> Callable[..., Subject]:
     return make
 
 
+def _averaged(name: str) -> Callable[..., Subject]:
+    def make(groups, lr=0.01):
+        optimizer = TORCHS[name](groups, lr)
+        return Subject(optimizer, WeightAveraging(optimizer, every=2))
+
+    return make
+
+
 SUBJECTS: dict[str, Callable[..., Subject]] = {
     **{cls.__name__: _ours(cls) for cls in OURS},
     **{f"SNRAnnealing around {name}": _annealed(name) for name in TORCHS},
     **{f"WienerFilter around {name}": _filtered(name) for name in TORCHS},
+    **{f"WeightAveraging around {name}": _averaged(name) for name in TORCHS},
 }
 """By name, made from param groups and a learning rate."""
 

@@ -1,6 +1,7 @@
 """Optimizers that smooth gradients, each a torch.optim.Optimizer, and what is attached to an optimizer."""
 
 from convopt.optim.annealing import SNRAnnealing
+from convopt.optim.averaging import WeightAveraging
 from convopt.optim.conv_sgd import ConvolutionalSGD
 from convopt.optim.conv_sgd_v2 import ConvolutionalSGDv2
 from convopt.optim.grids import spatial_param_groups
@@ -17,6 +18,7 @@ __all__ = [
     "LaplacianSmoothingSGD",
     "LocalLossConvSGD",
     "SNRAnnealing",
+    "WeightAveraging",
     "WienerAdamW",
     "WienerFilter",
     "WienerSGD",

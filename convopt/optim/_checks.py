@@ -30,10 +30,10 @@ def check_integer(name: str, value: Any, *, at_least: int) -> None:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
 
 
-def check_onset(onset: Any) -> None:
-    """Raise ValueError unless ``onset`` is in (0, 1]."""
-    if isinstance(onset, bool) or not isinstance(onset, int | float) or not 0 < onset <= 1:
-        raise ValueError(f"onset must be a number in (0, 1], got {onset!r}")
+def check_share(name: str, value: Any) -> None:
+    """Raise ValueError unless ``value`` is in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"{name} must be a number in (0, 1], got {value!r}")
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from convopt.optim._checks import (
     check_gradients,
     check_integer,
     check_number,
-    check_onset,
+    check_share,
     grad_of,
     is_at_rest,
     named_params,
@@ -121,7 +121,7 @@ class WienerOptimizer(SmoothingOptimizer):
         check_number("power", options["power"], at_least=0)
         for name in ("coherence_ema", "annealing_ema"):
             check_number(name, options[name], at_least=0, below=1)
-        check_onset(options["onset"])
+        check_share("onset", options["onset"])
         check_integer("warmup", options["warmup"], at_least=0)
         check_integer("every", options["every"], at_least=1)
         for name, known in {**CHOICES, "second_estimate": SECOND_ESTIMATES}.items():

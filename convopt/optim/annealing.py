@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer, Rprop
 
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_number, check_onset, grad_of
+from convopt.optim._checks import check_integer, check_number, check_share, grad_of
 from convopt.optim._outliers import judge, overwrite, powers_of
 from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
 from convopt.theory.smoothing import at_least_float32
@@ -216,7 +216,7 @@ class SNRAnnealing(Stage):
         ema: float = 0.999,
         read_every: int = 1,
     ):
-        check_onset(onset)
+        check_share("onset", onset)
         check_number("power", power, at_least=0)
         check_number("ema", ema, at_least=0, below=1)
         check_integer("warmup", warmup, at_least=0)
