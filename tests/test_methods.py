@@ -82,6 +82,17 @@ def test_averaged_weights_are_what_is_evaluated():
     assert records[1].final < records[0].final
 
 
+@pytest.mark.parametrize(("lr", "is_averaged"), [(0.1, True), (0.0001, False)])
+def test_weight_averaging_is_evaluated_where_it_helps_and_changes_nothing_in_training(lr, is_averaged):
+    plain = replace(RUN, optimizer=Choice.of("SGD", lr=lr), epochs=3, label_noise=0.3)
+    without, averaged = (
+        training.train(run) for run in (plain, replace(plain, averaging=Choice.of("WeightAveraging", share=0.2)))
+    )
+    assert averaged.curves["train_loss"] == without.curves["train_loss"]
+    assert averaged.curves["average_in_place"][-1] == is_averaged
+    assert (averaged.curves["test_loss"][-1] == without.curves["test_loss"][-1]) == (not is_averaged)
+
+
 PARTS = {"filter": "WienerFilter", "annealing": "SNRAnnealing", "schedule": "cosine"}
 
 IN_FLOAT32 = {"Muon": {"precision": "float32"}}
@@ -185,7 +196,7 @@ def test_a_filter_needs_parameters_that_see_a_grid():
         ("annealing", "Pflug test"),
         ("filter", "WienerFilter"),
         ("loss", "generalised cross-entropy"),
-        ("averaging", "EMA"),
+        ("averaging", "EMA, WeightAveraging"),
         ("inputs", "blur, shift"),
     ],
 )

@@ -36,6 +36,7 @@ CURVES = (
     "wrong_labels_learnt",
     "rho",
     "annealing_factor",
+    "average_in_place",
     "fgsm_accuracy",
     "pgd_accuracy",
     "seconds_training",
@@ -46,8 +47,9 @@ CURVES = (
 Of a classification, the loss is in nats and the accuracy from 0 to 1.
 
 Of runs with label noise, the share of those that the network predicts, and the accuracy on validation labels that are
-as noisy as the training's; of annealed runs, the agreement of gradients
-and the factor on the learning rate (see ``SNRAnnealing``); of runs with an adversary, the test accuracy against either.
+as noisy as the training's; of annealed runs, the agreement of gradients and the factor on the learning rate (see
+``SNRAnnealing``); of runs with averaged weights, whether these are what is evaluated (see ``WeightAveraging``); of runs
+with an adversary, the test accuracy against either.
 """
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -70,7 +71,6 @@ class Trainer:
         dataset: with the pixels in the run's order.
         split: what is trained on.
         model: in training.
-        judged: what is evaluated: the model, or its averaged weights.
         optimizers: by name; one alone is called "".
         annealing: what anneals each optimizer; empty for a run without.
     """
@@ -84,7 +84,7 @@ class Trainer:
         self.split = training_split(run, self.dataset)
         if len(self.split) < run.batch_size:
             raise ValueError(f"batch_size {run.batch_size} exceeds the {len(self.split)} training inputs")
-        self.model = self.judged = make_model(run, self.dataset)
+        self.model = make_model(run, self.dataset)
         self._make_optimizers()
         steps = len(self.split) // run.batch_size
         make_schedule = methods.named(methods.SCHEDULES, "schedule", run.schedule)
@@ -94,10 +94,10 @@ class Trainer:
         ]
         if run.gradient_noise:
             controls.add_gradient_noise(self.optimizers.values(), run.gradient_noise, run.stream("noise in gradients"))
-        self._averaged = None
+        self._averaging = None
         if run.averaging is not None:
             average = methods.named(methods.AVERAGINGS, "averaging", run.averaging)
-            self._averaged = self.judged = average(self.model, **dict(run.averaging.options))
+            self._averaging = average(self.model, self.optimizers, **dict(run.averaging.options))
         self._adversary = run.adversary and Adversary(run.adversary, self.dataset.train.x, run.stream("adversary"))
         self.loss_of = TASKS[self.dataset.task].loss
         if run.loss is not None:
@@ -160,11 +160,15 @@ class Trainer:
             self._method.step(self.optimizers, batch, loss)
             for schedule in self._schedules:
                 schedule.after_step()
-            if self._averaged is not None:
-                self._averaged.update_parameters(self.model)
+            if self._averaging is not None:
+                self._averaging.after_step()
             after_step()
         self._method.set_mode(self.optimizers, "eval")
         return total_loss / len(batches), total_norm / len(batches)
+
+    def judged(self) -> AbstractContextManager[nn.Module]:
+        """A context with the model to evaluate: in training, or with its averaged weights."""
+        return nullcontext(self.model) if self._averaging is None else self._averaging.judged()
 
     def end_epoch(self, score: float) -> None:
         """Tell the schedules the validation score, of which more is better."""
@@ -180,14 +184,14 @@ class Trainer:
         told = self._method.curves(self.optimizers)
         for wrapper, attached in self._wrappers:
             told |= wrapper.curves(attached)
-        return told
+        return told | (self._averaging.curves() if self._averaging is not None else {})
 
     def state_bytes(self) -> int:
         """What optimizers, wrappers and averages keep from one step to the next, beside the network."""
         kept = [each.state_dict()["state"] for each in self.optimizers.values()]
         kept += [each.state_dict() for _, attached in self._wrappers for each in attached.values()]
         tensors = [leaf for leaf in tree_leaves(kept) if isinstance(leaf, Tensor)]
-        tensors += self._averaged.parameters() if self._averaged is not None else []
+        tensors += self._averaging.kept() if self._averaging is not None else []
         return sum(tensor.nbytes for tensor in tensors)
 
 

@@ -56,17 +56,17 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
             yield replace(record, status="diverged")
             return
         trained = time.perf_counter()
-        outputs = outputs_of(trainer.judged, test.x)
-        judged = {f"test_{name}": value for name, value in measures_of(outputs, test, dataset).items()}
-        judged |= _judged(trainer, wrong)
+        with trainer.judged() as model:
+            outputs = outputs_of(model, test.x)
+            judged = {f"test_{name}": value for name, value in measures_of(outputs, test, dataset).items()}
+            judged |= _judged(trainer, model, wrong) | _robustness(trainer, model, test)
+            if epoch == run.epochs:
+                record = replace(record, status="finished", **_at_the_end(trainer, model, outputs, test))
         trainer.end_epoch(judged[f"validation_{measure.name}"] * (1 if measure.higher_is_better else -1))
-        if epoch == run.epochs:
-            record = replace(record, status="finished", **_at_the_end(trainer, outputs, test))
         point = {
             "train_loss": outcome[0],
             "gradient_norm": outcome[1],
             **judged,
-            **_robustness(trainer, test),
             **trainer.curves(),
             "seconds_training": trained - start,
             "seconds_evaluation": time.perf_counter() - trained,
@@ -79,36 +79,36 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
         yield record
 
 
-def _judged(trainer: Trainer, wrong: data.Split) -> dict[str, float]:
+def _judged(trainer: Trainer, model: nn.Module, wrong: data.Split) -> dict[str, float]:
     """The epoch's measure on validation inputs, and the share of noisy labels that are memorized."""
-    dataset, judged = trainer.dataset, trainer.judged
+    dataset = trainer.dataset
     measure = TASKS[dataset.task].measure.name
-    outputs, validation = outputs_of(judged, dataset.validation.x), dataset.validation
+    outputs, validation = outputs_of(model, dataset.validation.x), dataset.validation
     told = {f"validation_{measure}": measures_of(outputs, validation, dataset)[measure]}
     if trainer.run.label_noise and dataset.task == "classification":
         noisy = noisy_targets(trainer.run, validation, dataset, "wrong validation labels")
         told["noisy_validation_accuracy"] = measures_of(outputs, noisy, dataset)["accuracy"]
     if len(wrong):
-        told["wrong_labels_learnt"] = evaluate(judged, wrong, dataset)["accuracy"]
+        told["wrong_labels_learnt"] = evaluate(model, wrong, dataset)["accuracy"]
     return told
 
 
-def _at_the_end(trainer: Trainer, test_outputs: Tensor, test: data.Split) -> dict[str, Any]:
+def _at_the_end(trainer: Trainer, model: nn.Module, test_outputs: Tensor, test: data.Split) -> dict[str, Any]:
     """What is looked at once: each prediction, and the measure on the confirmation inputs, where there are such."""
     dataset, task = trainer.dataset, TASKS[trainer.dataset.task]
     predictions = {"test": pack(task.predictions(test_outputs, test.y, dataset.target_scale))}
     confirmation = dataset.confirmation
     if confirmation is None:
         return {"predictions": predictions}
-    outputs = outputs_of(trainer.judged, confirmation.x)
+    outputs = outputs_of(model, confirmation.x)
     predictions["confirmation"] = pack(task.predictions(outputs, confirmation.y, dataset.target_scale))
     measured = measures_of(outputs, confirmation, dataset)[task.measure.name]
     return {"predictions": predictions, "confirmation_accuracy": measured}
 
 
-def _robustness(trainer: Trainer, split: data.Split) -> dict[str, float]:
+def _robustness(trainer: Trainer, model: nn.Module, split: data.Split) -> dict[str, float]:
     """Accuracy against each adversary, as strong as the run's own; empty for a run without."""
-    run, dataset, model = trainer.run, trainer.dataset, trainer.judged
+    run, dataset = trainer.run, trainer.dataset
     if run.adversary is None:
         return {}
     accuracies = {}

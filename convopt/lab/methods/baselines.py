@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from convopt.lab.methods.method import (
     AVERAGINGS,
     LOSSES,
     OPTIMIZERS,
+    Averaging,
     Batch,
     Groups,
     Method,
@@ -179,9 +181,14 @@ class PflugTest:
 ANNEALINGS["Pflug test"] = Wrapper(to_each(PflugTest), mean_factor)
 
 
-def ema_of_weights(model: nn.Module, decay: float) -> AveragedModel:
+def ema_of_weights(model: nn.Module, _: Optimizers, decay: float) -> Averaging:
     """An exponential moving average over the steps, buffers included."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    return Averaging(
+        judged=lambda: nullcontext(average),
+        kept=average.parameters,
+        after_step=lambda: average.update_parameters(model),
+    )
 
 
 AVERAGINGS["EMA"] = ema_of_weights

@@ -4,7 +4,8 @@ A part is listed by name where it is defined; a run names its parts and gives th
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -156,8 +157,26 @@ LOSSES: dict[str, Callable[..., LossFunction]] = {}
 INPUTS: dict[str, Callable[..., Any]] = {}
 """What is done to inputs, by name; an ``inputs.Inputs`` made from the data set's grid and options."""
 
-AVERAGINGS: dict[str, Callable[..., nn.Module]] = {}
-"""Averages of weights by name, made from the model and options; ``update_parameters(model)`` is called each step."""
+
+@dataclass(frozen=True)
+class Averaging:
+    """What averages weights.
+
+    Attributes:
+        judged: a context, in which there is the model to evaluate.
+        kept: the tensors that it keeps from step to step.
+        after_step: called after each step.
+        curves: what is recorded after each epoch, by the names of ``records.CURVES``.
+    """
+
+    judged: Callable[[], AbstractContextManager[nn.Module]]
+    kept: Callable[[], Iterable[Tensor]]
+    after_step: Callable[[], Any] = nothing
+    curves: Callable[[], dict[str, float]] = nothing
+
+
+AVERAGINGS: dict[str, Callable[..., Averaging]] = {}
+"""Averages of weights by name, made from the model, its optimizers and options."""
 
 Part = TypeVar("Part")
 

@@ -1,17 +1,30 @@
 """The optimizers and wrappers of ``convopt.optim`` as methods."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import fmean
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
-from convopt import SNRAnnealing, WienerAdamW, WienerFilter, WienerSGD, optim, spatial_param_groups
+from convopt import (
+    SNRAnnealing,
+    WeightAveraging,
+    WienerAdamW,
+    WienerFilter,
+    WienerSGD,
+    optim,
+    spatial_param_groups,
+)
 from convopt.lab.methods.method import (
     ANNEALINGS,
+    AVERAGINGS,
     FILTERS,
     OPTIMIZERS,
     Arrangement,
+    Averaging,
     Batch,
     Groups,
     Method,
@@ -157,3 +170,28 @@ FILTERS["WienerFilter"] = Wrapper(
     filter_on_grids,
     arrange=lambda arrangement, setup: {name: on_grids(groups, setup) for name, groups in arrangement.items()},
 )
+
+
+def weight_averaging(model: nn.Module, optimizers: Optimizers, **options: Any) -> Averaging:
+    """WeightAveraging around each optimizer; the first has the model's buffers, too."""
+    models = [model, *[None] * (len(optimizers) - 1)]
+    attached = [
+        WeightAveraging(stepping(optimizer), of_it, **options)
+        for optimizer, of_it in zip(optimizers.values(), models, strict=True)
+    ]
+
+    @contextmanager
+    def judged() -> Iterator[nn.Module]:
+        with ExitStack() as stack:
+            for each in attached:
+                stack.enter_context(each.averaged())
+            yield model
+
+    return Averaging(
+        judged,
+        kept=lambda: (leaf for each in attached for leaf in tree_leaves(each.state_dict()) if isinstance(leaf, Tensor)),
+        curves=lambda: {"average_in_place": fmean(each.helps() for each in attached)},
+    )
+
+
+AVERAGINGS["WeightAveraging"] = weight_averaging
