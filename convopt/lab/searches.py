@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable
 from statistics import fmean
 from typing import Any
@@ -14,6 +15,7 @@ from convopt.lab.records import Record, finished, write_atomically
 from convopt.lab.report import Table, by_label, measured
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval
+from convopt.lab.tasks import ACCURACY
 
 GUESSING = 10.0
 """The accuracy of a diverged run, in percent: searches train on ten classes."""
@@ -30,9 +32,16 @@ def choose(experiment: Experiment, load: Callable[[Run], Record | None]) -> dict
     for run, trial in zip(experiment.runs(), itertools.cycle(SEARCHES[experiment.name]), strict=False):
         record = load(run)
         scores = found.setdefault(trial.choice, {}).setdefault(json.dumps(trial.value), [])
-        scores.append(None if record is None else validation(record))
+        scores.append(None if record is None else _score(record))
     done = {choice: scores for choice, scores in found.items() if not any(None in of_one for of_one in scores.values())}
     return {choice: json.loads(max(scores, key=lambda value: fmean(scores[value]))) for choice, scores in done.items()}
+
+
+def _score(record: Record) -> float:
+    """What is known of a trial, of which more is better."""
+    if record.measure != ACCURACY and record.status != "finished":
+        return -math.inf
+    return validation(record) * (1 if record.measure.higher_is_better else -1)
 
 
 def validation(record: Record) -> float:

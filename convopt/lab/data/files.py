@@ -52,7 +52,7 @@ def load(name: str) -> Dataset:
     """
     path, mark, column = name.partition("::")
     readers: dict[str, Callable[[Path, str], Dataset]] = {
-        ".npz": _npz,
+        ".npz": lambda path, _: of_npz(path),
         ".csv": _table,
         ".parquet": _table,
         ".txt": _text,
@@ -78,13 +78,14 @@ def of_table(name: str, x: Array, y: Array, note: str = "") -> Dataset:
         for axis, values in (("x", x), ("y", y))
     }
     split = f"split at random with seed {SPLIT_SEED}: {', '.join(str(len(rows)) for rows in parts)} rows"
-    return _of_arrays(name, arrays, checksum(x, y), note, split)
+    return of_arrays(name, arrays, checksum(x, y), note, split)
 
 
-def _npz(path: Path, _: str) -> Dataset:
+def of_npz(path: Path, **more: Array) -> Dataset:
+    """The arrays of an .npz, and ``more`` that it lacks; see :func:`load`."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files if key in ARRAYS}
+            arrays = {key: file[key] for key in file.files if key in ARRAYS} | more
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as .npz without pickled objects ({error})") from error
     for key in ARRAYS[:4]:
@@ -99,10 +100,10 @@ def _npz(path: Path, _: str) -> Dataset:
             f"{len(noisy)}"
         )
     if "x_validation" in arrays and "y_validation" in arrays:
-        return _of_arrays(str(path), arrays, found, "", "")
+        return of_arrays(str(path), arrays, found, "", "")
     _require_enough(path, len(arrays["y_train"]), "training rows")
     arrays, split = _with_validation(arrays)
-    return _of_arrays(str(path), arrays, found, "", split)
+    return of_arrays(str(path), arrays, found, "", split)
 
 
 def _require_enough(where: object, rows: int, called: str) -> None:
@@ -128,7 +129,7 @@ def _require_lengths(where: object, arrays: dict[str, Array], part: str) -> None
         )
 
 
-def _of_arrays(name: str, arrays: dict[str, Array], found: str, note: str, split: str) -> Dataset:
+def of_arrays(name: str, arrays: dict[str, Array], found: str, note: str, split: str) -> Dataset:
     """A data set of arrays as in .npz, with a validation split."""
     for part in ("train", "validation", "test"):
         _require_lengths(name, arrays, part)
@@ -316,7 +317,7 @@ def _folder(path: Path, _: str) -> Dataset:
     (x, y, _), (x_test, y_test, _) = parts
     found = checksum(x, y, x_test, y_test)
     arrays, split = _with_validation({"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test})
-    return _of_arrays(str(path), arrays, found, note, split)
+    return of_arrays(str(path), arrays, found, note, split)
 
 
 def _images_of(root: Path) -> tuple[Array, Array, list[str]]:

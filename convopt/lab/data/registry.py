@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
-from convopt.lab.data import bundled, files, images
+from convopt.lab.data import bundled, files, images, prepared
 from convopt.lab.data.dataset import Dataset, Kind
 from convopt.lab.names import did_you_mean, quoted
 
@@ -43,6 +43,16 @@ class Entry(NamedTuple):
 
 _TEN_CLASSES = Description("image", "classification", 5000, 1000)
 
+
+def _prepared(
+    description: Description,
+    load: Callable[[str, prepared.Prepared, Path], Dataset],
+    known: prepared.Prepared,
+    name: str,
+) -> Entry:
+    return Entry(description, partial(load, name, known), lambda folder: not prepared.missing(known, folder))
+
+
 ENTRIES: dict[str, Entry] = {
     "mnist": Entry(
         _TEN_CLASSES,
@@ -56,6 +66,15 @@ ENTRIES: dict[str, Entry] = {
         lambda folder: not images.missing_idx_files(images.FASHION_MNIST, folder),
     ),
     "cifar10": Entry(_TEN_CLASSES, images.cifar10, images.has_cifar10),
+    "crop": _prepared(Description("series", "classification", 4838, 1000), prepared.crop, prepared.CROP, "crop"),
+    "adult": _prepared(Description("features", "classification", 27351, 1000), prepared.table, prepared.ADULT, "adult"),
+    "california-housing": _prepared(
+        Description("features", "regression", 13870, 1000), prepared.table, prepared.HOUSING, "california-housing"
+    ),
+    "tiny-shakespeare": _prepared(
+        Description("tokens", "next token", 22307, 1000), prepared.text, prepared.SHAKESPEARE, "tiny-shakespeare"
+    ),
+    "cifar10n-worst": _prepared(_TEN_CLASSES, prepared.human_labels, prepared.CIFAR10N, "cifar10n-worst"),
     "breast-cancer": Entry(Description("features", "classification", 364, 114), bundled.breast_cancer),
     "diabetes": Entry(Description("features", "regression", 283, 88), bundled.diabetes),
 }

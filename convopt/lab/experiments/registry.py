@@ -4,6 +4,7 @@ from convopt.lab.experiments import (
     adversarial,
     baselines,
     batch_size,
+    beyond_mnist,
     controls,
     factorial,
     kernel_evolution,
@@ -16,7 +17,18 @@ from convopt.lab.experiments.search import Search
 from convopt.lab.names import require_known
 from convopt.lab.runs import Run
 
-_CATALOGUE = (wiener, standard, stress_test, batch_size, kernel_evolution, controls, adversarial, baselines, factorial)
+_CATALOGUE = (
+    wiener,
+    standard,
+    stress_test,
+    batch_size,
+    kernel_evolution,
+    controls,
+    adversarial,
+    baselines,
+    factorial,
+    beyond_mnist,
+)
 
 PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page in _CATALOGUE}
 """The experiments of each page, by the stem of its notebook."""
@@ -24,7 +36,11 @@ PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page
 EXPERIMENTS = {experiment.name: experiment for of_page in PAGES.values() for experiment in of_page}
 """All experiments by name."""
 
-SEARCHES: dict[str, Search] = {**wiener.SEARCHES, **batch_size.SEARCHES, **baselines.SEARCHES, **factorial.SEARCHES}
+SEARCHES: dict[str, Search] = {
+    name: search
+    for page in (wiener, batch_size, baselines, factorial, beyond_mnist)
+    for name, search in page.SEARCHES.items()
+}
 """The trials of those experiments that choose settings, by the experiment's name."""
 
 

@@ -1,0 +1,148 @@
+"""Page 16: does it do harm? Many tasks, two optimizers, learning rates around the tuned one."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, with_options
+from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
+from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
+from convopt.lab.runs import Choice
+
+PAGE = "16-beyond-mnist"
+SEARCH = f"{PAGE}-search"
+
+FIRST_SEED = 20
+"""Of the comparisons: no seed of theirs has tuned anything."""
+
+SEEDS = 5
+
+RATES = {
+    "SGD": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
+    "AdamW": (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01),
+}
+"""Learning rates that are tried, about a factor of three apart."""
+
+FACTORS = {"a third of the tuned rate": 1 / 3, "the tuned rate": 1.0, "three times the tuned rate": 3.0}
+"""On the rate that is best for the optimizer alone."""
+
+PIECES = {
+    "alone": lambda recipe: recipe,
+    "SNRAnnealing": annealed,
+    "WeightAveraging": lambda recipe: replace(recipe, averaging=Choice.of("WeightAveraging")),
+}
+"""What is attached to the optimizer."""
+
+BASES = {"SGD": SGD, "AdamW": ADAMW}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, network and length of the training.
+
+    Attributes:
+        setting: with a data set of its own.
+        noisy_images: whether they are images whose labels are noisy.
+    """
+
+    setting: Setting
+    noisy_images: bool = False
+
+
+def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_size: int = 32) -> Setting:
+    return Setting(
+        dataset=dataset,
+        model=Choice.of(model),
+        epochs=epochs,
+        label_noise=noise,
+        batch_size=batch_size,
+        n_train=5000,
+    )
+
+
+TASKS = {
+    "MNIST, 15 % noise": Task(replace(STRESS, dataset="mnist", epochs=12), True),
+    "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20)),
+    "Fashion-MNIST, 15 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True),
+    "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True),
+    "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True),
+    "CIFAR-10, human labels, ConvNet": Task(_setting("cifar10n-worst", "ConvNet", 6), True),
+    "Crop": Task(_setting("crop", "SimpleNet", 30)),
+    "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15)),
+    "adult": Task(_setting("adult", "TabularNet", 10)),
+    "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
+    "California housing": Task(_setting("california-housing", "TabularNet", 20)),
+    "tiny Shakespeare": Task(
+        replace(_setting("tiny-shakespeare", "GRULanguageModel", 3), n_train=2000, n_test=300)
+    ),
+    "digits, 15 % noise": Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True),
+    "diabetes": Task(_setting("diabetes", "SimpleNet", 40, batch_size=16)),
+}
+"""By name."""
+
+EMBEDDED = ("digits", "diabetes")
+"""Their data that come with the packages."""
+
+
+def _label(task: str, base: str, *more: str) -> str:
+    return ", ".join((f"{task} | {base}", *more))
+
+
+def _recipe(base: str, lr: float) -> Recipe:
+    return with_options(BASES[base], lr=lr)
+
+
+def _trials() -> Iterator[Trial]:
+    """The same learning rates for the optimizer alone and with a cosine, of which half the epochs are tried, too."""
+    for (name, task), base in itertools.product(TASKS.items(), BASES):
+        for lr in RATES[base]:
+            label = _label(name, base, "constant")
+            yield Trial(label, {"lr": lr}, Arm(label, _recipe(base, lr), task.setting))
+            for share in (1, 2):
+                label, epochs = _label(name, base, "cosine"), max(1, task.setting.epochs // share)
+                recipe = replace(_recipe(base, lr), schedule=COSINE)
+                value = {"lr": lr, "epochs": epochs}
+                yield Trial(label, value, Arm(label, recipe, replace(task.setting, epochs=epochs)))
+
+
+SEARCHES = {SEARCH: tuple(_trials())}
+
+
+def _arms(tasks: Iterable[str]) -> Iterator[Arm]:
+    """Of each task and optimizer all pieces at all rates, and the cosine; none before the search has chosen."""
+    for name, base in itertools.product(tasks, BASES):
+        setting = TASKS[name].setting
+        if not (is_chosen(SEARCH, _label(name, base, "constant")) and is_chosen(SEARCH, _label(name, base, "cosine"))):
+            continue
+        tuned = chosen(SEARCH, _label(name, base, "constant"))["lr"]
+        for (rate, factor), (piece, attach) in itertools.product(FACTORS.items(), PIECES.items()):
+            recipe = attach(_recipe(base, float(f"{factor * tuned:.3g}")))
+            yield Arm(_label(name, base, rate, piece), recipe, setting, ("learning rate of the optimizer alone",))
+        best = chosen(SEARCH, _label(name, base, "cosine"))
+        recipe = replace(_recipe(base, best["lr"]), schedule=COSINE)
+        arm_setting = replace(setting, epochs=best["epochs"])
+        yield Arm(_label(name, base, "cosine"), recipe, arm_setting, ("learning rate", "epochs"))
+
+
+def on(tasks: Iterable[str]) -> Experiment:
+    """The comparison on the tasks with these names alone."""
+    return Experiment(
+        name=PAGE,
+        title="Many tasks: what each piece adds to an optimizer, at learning rates around the tuned one",
+        arms=tuple(_arms(tasks)),
+        seeds=SEEDS,
+        first_seed=FIRST_SEED,
+    )
+
+
+EXPERIMENTS = (
+    on(TASKS),
+    Experiment(
+        name=SEARCH,
+        title="Many tasks: learning rates, and of a cosine the number of epochs, on the validation data",
+        arms=tuple(trial.arm for trial in SEARCHES[SEARCH]),
+        seeds=1,
+        first_seed=TUNING_SEED,
+        is_search=True,
+    ),
+)
