@@ -9,6 +9,7 @@ from conftest import ROOT
 from convopt.cli import main
 from convopt.lab import experiments, reproduction, sweep, training, workspace
 from convopt.lab.records import Record, Store, write_table
+from convopt.lab.tasks import ACCURACY
 from convopt.lab.workspace import PUBLISHED
 
 EXPERIMENT = experiments.find("06-stress-test")
@@ -31,9 +32,10 @@ def project(tmp_path, monkeypatch, published):
 
 
 def shifted(record, points: float):
-    """The record with every test accuracy changed by so many points."""
-    accuracies = [accuracy + points / 100 for accuracy in record.curves["test_accuracy"]]
-    return replace(record, curves={**record.curves, "test_accuracy": accuracies})
+    """The record with its measure changed in every epoch, by so many points of accuracy or percent of another."""
+    name = f"test_{record.measure.name}"
+    unit = 1.0 if record.measure == ACCURACY else record.final
+    return replace(record, curves={**record.curves, name: [v + points / 100 * unit for v in record.curves[name]]})
 
 
 def native(record):

@@ -6,11 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from convopt.lab import data
+from convopt.lab import data, networks
 from convopt.lab.experiments import EXPERIMENTS
 from convopt.lab.names import in_a_line
 from convopt.lab.records import Record, RecordsError, Store, read_record, read_table
-from convopt.lab.runs import Run
+from convopt.lab.runs import Choice, Run
 from convopt.lab.training import train
 
 FAULTS = ("corrupt", "orphaned", "of other data", "unknown configuration")
@@ -67,7 +67,8 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
     expected = _checksum(run.dataset)
     if expected not in (None, record.provenance.get("data")):
         yield "of other data", f"of data with the checksum {record.provenance.get('data')}, at hand is {expected}"
-    reason = _why_not_set_up(replace(run, seed=0, dataset="digits", data="", epochs=0))
+    on_images = run.model if networks.fitting(run.model.name, "image") == run.model.name else Choice.of("SimpleNet")
+    reason = _why_not_set_up(replace(run, seed=0, dataset="digits", data="", epochs=0, model=on_images))
     if reason is not None:
         yield "unknown configuration", reason
 
