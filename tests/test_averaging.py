@@ -150,13 +150,18 @@ class TestWhereItHelps:
             assert_same([p], [own])
         assert valley.loss(average_of(averaging)) > valley.loss(p)
 
-    @given(st.floats(-3, 0.2), st.integers(100, 1500), st.integers(0, 10))
-    def test_whatever_the_learning_rate_it_is_hardly_ever_worse(self, exponent, steps, seed):
-        valley = Valley()
-        p, averaging = valley.train(10**exponent, steps, seed)
-        with averaging.averaged():
-            averaged = valley.loss(p)
-        assert averaged <= 1.05 * valley.loss(p)
+    @pytest.mark.parametrize("steps", [200, 1000])
+    @pytest.mark.parametrize("exponent", [-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.2])
+    def test_whatever_the_learning_rate_it_costs_next_to_nothing(self, exponent, steps):
+        """Two percent of the loss in the mean of eight runs, ten in the worst: the slope is of the first order."""
+        valley, ratios = Valley(), []
+        for seed in range(8):
+            p, averaging = valley.train(10**exponent, steps, seed)
+            own = valley.loss(p)
+            with averaging.averaged():
+                ratios.append(valley.loss(p) / own)
+        assert sum(ratios) / len(ratios) <= 1.02
+        assert max(ratios) <= 1.1
 
 
 class TestTheModel:
