@@ -311,12 +311,12 @@ def added(differences: dict[tuple[str, str, str, str], Interval], xlabel: str) -
 
     Args:
         differences: by piece, optimizer, task and learning rate.
-        xlabel: what the values are. Columns have scales of their own: pieces differ by much.
+        xlabel: what the values are. Between -1 and 1 the scale is linear, beyond it is logarithmic.
     """
     pieces, bases, tasks, rates = (list(dict.fromkeys(names)) for names in zip(*differences, strict=True))
     height = 1.2 + 0.3 * len(tasks) * len(bases)
     figure, panels = plt.subplots(
-        len(bases), len(pieces), figsize=(9.6, height), sharex="col", sharey=True, squeeze=False
+        len(bases), len(pieces), figsize=(9.6, height), sharex=True, sharey=True, squeeze=False
     )
     for (row, base), (column, piece) in itertools.product(enumerate(bases), enumerate(pieces)):
         of_panel = {
@@ -328,6 +328,8 @@ def added(differences: dict[tuple[str, str, str, str], Interval], xlabel: str) -
         axes.axvline(0, color=QUIET, linewidth=1)
         _rows_of_dots(axes, of_panel, series(rates))
         axes.set(title=f"{piece} around {base}", xlabel=xlabel if row == len(bases) - 1 else "")
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter("{x:g}")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
