@@ -11,7 +11,10 @@ from convopt.lab.study import Study
 
 ALL = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "templates" / "experiment.ipynb"]
 
-KNOWN = "dataset must be one of breast-cancer, cifar10, diabetes, digits, fashion-mnist, mnist, or the path of a file, "
+KNOWN = (
+    "dataset must be one of adult, breast-cancer, california-housing, cifar10, cifar10n-worst, crop, diabetes, digits, "
+    "fashion-mnist, mnist, tiny-shakespeare, or the path of a file, "
+)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
