@@ -29,37 +29,37 @@ class Cell(NamedTuple):
 
 def added(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
     """What the piece adds to the optimizer alone at the same learning rate, in points, wherever there are records."""
-    found = {}
-    for cell in _cells(results):
-        comparison = difference(*(results.arms[label(*cell, each)] for each in (piece, "alone")))
-        if comparison is not None:
-            found[cell] = comparison
-    return found
+    return _compared(
+        (cell, results.arms[label(*cell, piece)], results.arms[label(*cell, "alone")]) for cell in _cells(results)
+    )
 
 
 def over_cosine(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
     """The piece at the rate that was tuned for the optimizer alone, minus a cosine with tuned rate and epochs."""
-    found = {}
-    for cell in _cells(results):
-        cosine = results.arms.get(label(cell.task, cell.base, "cosine"), [])
-        if cell.rate == TUNED and cosine:
-            comparison = difference(results.arms[label(*cell, piece)], cosine)
-            if comparison is not None:
-                found[cell] = comparison
-    return found
+    return _compared(
+        (cell, results.arms[label(*cell, piece)], results.arms.get(label(cell.task, cell.base, "cosine"), []))
+        for cell in _cells(results)
+        if cell.rate == TUNED
+    )
 
 
 def best_over_best(results: Results, piece: str) -> dict[Cell, CrossedComparison]:
     """The piece minus the optimizer alone, each at the rate of the three that is best for it on the validation data."""
-    found = {}
-    for cell in _cells(results):
-        if cell.rate != TUNED:
-            continue
-        best = [_best([results.arms[label(*cell._replace(rate=r), p)] for r in FACTORS]) for p in (piece, "alone")]
-        comparison = difference(*best)
-        if comparison is not None:
-            found[cell._replace(rate="the best of three rates")] = comparison
-    return found
+
+    def best(cell: Cell, each: str) -> list[Record]:
+        return _best(results.arms[label(*cell._replace(rate=rate), each)] for rate in FACTORS)
+
+    return _compared(
+        (cell._replace(rate="the best of three rates"), best(cell, piece), best(cell, "alone"))
+        for cell in _cells(results)
+        if cell.rate == TUNED
+    )
+
+
+def _compared(arms: Iterable[tuple[Cell, list[Record], list[Record]]]) -> dict[Cell, CrossedComparison]:
+    """Treatment minus control by cell, where both have a seed."""
+    compared = ((cell, difference(treatment, control)) for cell, treatment, control in arms)
+    return {cell: comparison for cell, comparison in compared if comparison is not None}
 
 
 def _best(arms: Iterable[list[Record]]) -> list[Record]:
@@ -92,14 +92,14 @@ def summary(several: dict[str, dict[Cell, CrossedComparison]], name: str) -> Tab
     """A row for each of several comparisons: how bad it can get, how often it harms, what it usually adds."""
     rows = []
     for what, cells in several.items():
-        worst = min(cells, key=lambda cell: cells[cell].interval.mean)
+        worst = worst_of(cells)
         corrected = holm([each.p for each in cells.values()])
         worse = sum(p < ALPHA and each.interval.mean < 0 for p, each in zip(corrected, cells.values(), strict=True))
         rows.append(
             {
                 "what": what,
                 "comparisons": str(len(cells)),
-                f"below {HARM:g} points": str(sum(each.interval.mean < HARM for each in cells.values())),
+                f"below {HARM:g} points": str(harmed(cells)),
                 "surely worse": str(worse),
                 "median (points)": Interval(median_of(cells), None, None),
                 "worst (points)": cells[worst].interval,
@@ -107,6 +107,16 @@ def summary(several: dict[str, dict[Cell, CrossedComparison]], name: str) -> Tab
             }
         )
     return Table(pd.DataFrame(rows), name, signed=True, decimals=1)
+
+
+def worst_of(cells: dict[Cell, CrossedComparison]) -> Cell:
+    """Where the difference is smallest."""
+    return min(cells, key=lambda cell: cells[cell].interval.mean)
+
+
+def harmed(cells: dict[Cell, CrossedComparison]) -> int:
+    """In how many comparisons the difference is below ``HARM``."""
+    return sum(each.interval.mean < HARM for each in cells.values())
 
 
 def median_of(cells: dict[Cell, CrossedComparison]) -> float:

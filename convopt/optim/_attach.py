@@ -43,6 +43,10 @@ class Stage(ABC):
         self.__dict__.update(state)
         self._attach()
 
+    def _params(self) -> list[Tensor]:
+        """All parameters of the optimizer, in the order of its groups."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def _attach(self) -> None:
         hooks = Hooks.on(self.optimizer) or Hooks(self.optimizer)
         hooks.add(self)

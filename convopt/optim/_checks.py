@@ -48,6 +48,17 @@ def check_flag(name: str, value: Any, *, or_none: bool = False) -> None:
         raise ValueError(f"{name} must be True or False{' or None' if or_none else ''}, got {value!r}")
 
 
+def check_saved(one: str, many: str, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    """Raise ValueError unless a state dict holds for each parameter ``one`` of its shape, of ``many``."""
+    if len(params) != len(saved):
+        raise ValueError(f"state_dict must hold {len(params)} {many}, got {len(saved)}")
+    for i, (p, tensor) in enumerate(zip(params, saved, strict=True)):
+        if tensor.shape != p.shape:
+            raise ValueError(
+                f"state_dict must hold {one} of shape {tuple(p.shape)} for parameter {i}, got {tuple(tensor.shape)}"
+            )
+
+
 def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
     """The group's parameters that have a gradient."""
     return [p for p in group["params"] if p.grad is not None]

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer, Rprop
 
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_number, check_share, grad_of
+from convopt.optim._checks import check_integer, check_number, check_saved, check_share, grad_of
 from convopt.optim._outliers import judge, overwrite, powers_of
 from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
 from convopt.theory.smoothing import at_least_float32
@@ -256,14 +256,7 @@ class SNRAnnealing(Stage):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
         params, previous = self._params(), state_dict["previous"]
-        if len(params) != len(previous):
-            raise ValueError(f"state_dict must hold {len(params)} previous gradients, got {len(previous)}")
-        for i, (p, gradient) in enumerate(zip(params, previous, strict=True)):
-            if gradient.shape != p.shape:
-                raise ValueError(
-                    f"state_dict must hold a previous gradient of shape {tuple(p.shape)} for parameter {i}, "
-                    f"got {tuple(gradient.shape)}"
-                )
+        check_saved("a previous gradient", "previous gradients", params, previous)
         if state_dict["statistics"].shape != self._annealer.learnt.shape:
             raise ValueError(
                 f"statistics of the state_dict must have shape {tuple(self._annealer.learnt.shape)}, "
@@ -321,9 +314,6 @@ class SNRAnnealing(Stage):
     def _move_to(self, device: torch.device) -> None:
         if self._annealer.learnt.device != device:
             self._annealer = self._annealer._replace(learnt=self._annealer.learnt.to(device))
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
 
 def remember(previous: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor], may_teach: bool | Tensor) -> None:

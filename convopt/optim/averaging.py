@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_share, grad_of
+from convopt.optim._checks import check_integer, check_saved, check_share, grad_of
 from convopt.optim._scalars import is_finite, is_readable, read, where, write
 from convopt.optim.annealing import products_of
 from convopt.theory.smoothing import at_least_float32
@@ -130,14 +130,7 @@ class WeightAveraging(Stage):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
         tensors, averages = self._all(), state_dict["averages"]
-        if len(tensors) != len(averages):
-            raise ValueError(f"state_dict must hold {len(tensors)} averages, got {len(averages)}")
-        for i, (tensor, average) in enumerate(zip(tensors, averages, strict=True)):
-            if average.shape != tensor.shape:
-                raise ValueError(
-                    f"state_dict must hold an average of shape {tuple(tensor.shape)} for parameter {i}, "
-                    f"got {tuple(average.shape)}"
-                )
+        check_saved("an average", "averages", tensors, averages)
         self._averages = {
             tensor: average.to(tensor.device, copy=True) for tensor, average in zip(tensors, averages, strict=True)
         }
@@ -187,7 +180,7 @@ class WeightAveraging(Stage):
         return [] if self._model is None else [each for each in self._model.buffers() if each.is_floating_point()]
 
     def _all(self) -> list[Tensor]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]] + self._buffers()
+        return self._params() + self._buffers()
 
 
 def _norm(parts: list[Tensor]) -> Tensor:
