@@ -51,7 +51,7 @@ BASES = {
 }
 """Optimizers, each with the least and largest learning rate that are drawn, and further options."""
 
-STUDIED = ("SGD", "AdamW")
+STUDIED = ("SGD", "AdamW", "Muon", "SAM")
 """Those of them that have been trained so far."""
 
 WIDTHS = (7, 15)
