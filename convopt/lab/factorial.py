@@ -7,12 +7,15 @@ import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
+    BUILT_ON,
     CELLS,
     CONDITIONS,
     ELSEWHERE,
+    FILTERED,
     GRADIENTS,
     INPUTS,
     NAMES,
+    RELATED,
     STUDIED,
     chosen_settings,
 )
@@ -36,7 +39,7 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
-    return [pair for base in STUDIED for pair in _questions(base)]
+    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= CELLS.keys()]
 
 
 def _questions(base: str) -> Iterator[Pair]:
@@ -60,8 +63,7 @@ def _questions(base: str) -> Iterator[Pair]:
     for step in ("warm-up, stable, decay", "averaged weights"):
         yield pair(f"{base}, raw gradient: this or a cosine?", ("raw gradient", step), ("raw gradient", "cosine"))
     for inputs in INPUTS:
-        if f"{base}, {inputs}, cosine" in CELLS:
-            yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
+        yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
 
 
 def questions_elsewhere() -> list[Pair]:
@@ -72,6 +74,18 @@ def questions_elsewhere() -> list[Pair]:
         for condition in CONDITIONS
         for names in ELSEWHERE[1:]
     ]
+
+
+def questions_of_related() -> list[Pair]:
+    """What is asked of the methods of others, which are corrected together."""
+    return [
+        *(Pair(_asked_of(control), name, control) for name, control in BUILT_ON.items()),
+        *(Pair("Is it more than the Wiener filter?", name, control) for name, control in FILTERED.items()),
+    ]
+
+
+def _asked_of(control: str) -> str:
+    return "Does SNRAnnealing around it help?" if control in RELATED else "Is it more than a cosine?"
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:

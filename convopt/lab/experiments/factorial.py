@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, part_and_option, with_options
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, part_and_option, with_options
 from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS, STRESS_CLEAN
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
@@ -51,9 +51,6 @@ BASES = {
 }
 """Optimizers, each with the least and largest learning rate that are drawn, and further options."""
 
-STUDIED = ("SGD", "AdamW", "Muon", "SAM")
-"""Those of them that have been trained so far."""
-
 WIDTHS = (7, 15)
 GRADIENTS = {
     "raw gradient": Level({}, {}),
@@ -70,6 +67,9 @@ STEPS = {
     "averaged weights": Level({"averaging": Choice.of("EMA")}, {"averaging.decay": (0.99, 0.999)}),
 }
 """What becomes of the learning rate, or of the weights, over time."""
+
+STUDIED: dict[str, Iterable[str]] = {"SGD": STEPS, "AdamW": STEPS, "SAM": STEPS, "Muon": ("cosine",)}
+"""The optimizers that have been trained so far, each with these steps. A step of Muon takes five times one of SGD."""
 
 INPUTS = {
     "blurred inputs": Level({"inputs": Choice.of("blur")}, {"inputs.size": WIDTHS}),
@@ -113,6 +113,7 @@ class Cell:
         rates: least and largest learning rate.
         options: what else is drawn.
         setting: what it trains on. Its epochs are drawn.
+        horizons: from these.
     """
 
     label: str
@@ -120,6 +121,7 @@ class Cell:
     rates: tuple[float, float]
     options: Options
     setting: Setting = STRESS
+    horizons: tuple[int, ...] = HORIZONS
 
     def first_trials(self) -> Iterator[dict[str, Any]]:
         """Settings: the same rates and epochs for all cells of an optimizer, a Latin hypercube of what else there is.
@@ -129,7 +131,7 @@ class Cell:
         rates = np.geomspace(*self.rates, 2 * TRIALS + 1)[1::2]
         shares = qmc.LatinHypercube(d=max(1, len(self.options)), rng=zlib.crc32(self.label.encode())).random(TRIALS)
         for place, (rate, of_trial) in enumerate(zip(rates, shares, strict=True)):
-            drawn = {"lr": float(f"{rate:.2g}"), "epochs": HORIZONS[-1 - place % len(HORIZONS)]}
+            drawn = {"lr": float(f"{rate:.2g}"), "epochs": self.horizons[-1 - place % len(self.horizons)]}
             for (name, values), share in zip(self.options.items(), of_trial, strict=False):
                 drawn[name] = values[int(share * len(values))]
             yield drawn
@@ -155,8 +157,8 @@ def _cell(label: str, base: str, level: str, step: str, setting: Setting = STRES
 NAMES = {
     ", ".join(names): names
     for names in (
-        *itertools.product(STUDIED, GRADIENTS, STEPS),
-        *((base, inputs, "cosine") for base in STUDIED if base in ("SGD", "AdamW") for inputs in INPUTS),
+        *(names for base, steps in STUDIED.items() for names in itertools.product([base], GRADIENTS, steps)),
+        *itertools.product(("SGD", "AdamW"), INPUTS, ("cosine",)),
     )
 }
 """Optimizer, gradient or inputs, and step of all that is compared, by label."""
@@ -172,7 +174,57 @@ CELLS_ELSEWHERE = {
 }
 """The few under other conditions, by label."""
 
-_ALL_CELLS = {**CELLS, **CELLS_ELSEWHERE}
+_SGD, _ADAMW = (f"{base}, raw gradient, cosine" for base in ("SGD", "AdamW"))
+_GROKFAST = (Recipe(Choice.of("Grokfast")), (0.0001, 0.01), {"grokfast_lamb": (0.5, 2.0)})
+_SCHEDULE_FREE = (Recipe(Choice.of("ScheduleFreeAdamW")), (0.0001, 0.01), {})
+
+_OTHERS = {
+    # averages of gradients where SGD sums them up, so ten times its rates
+    "M-SVAG": (_SGD, Recipe(Choice.of("MSVAG"), schedule=COSINE), (0.01, 1.0), {}),
+    "SGDF": (_SGD, Recipe(Choice.of("SGDF"), schedule=COSINE), (0.01, 1.0), {}),
+    "Gradient agreement filtering": (
+        _SGD,
+        Recipe(Choice.of("gradient agreement filtering", momentum=0.9), schedule=COSINE),
+        (0.001, 0.1),
+        {"threshold": (0.9, 0.97, 1.0)},
+    ),
+    "SGD, hypergradient": (
+        _SGD,
+        replace(SGD, annealing=Choice.of("hypergradient")),
+        (0.001, 0.1),
+        {"annealing.beta": (0.0003, 0.003, 0.03)},
+    ),
+    "Cautious AdamW": (_ADAMW, replace(ADAMW, filter=Choice.of("cautious"), schedule=COSINE), (0.0001, 0.01), {}),
+    "MARS": (_ADAMW, Recipe(Choice.of("MARS", optimize_1d=True), schedule=COSINE), (0.0001, 0.01), {}),
+    # preconditioned over the outputs alone: over 784 inputs a step takes twenty times as long
+    "SOAP": (_ADAMW, Recipe(Choice.of("SOAP", max_precondition_dim=256), schedule=COSINE), (0.0001, 0.01), {}),
+    "Prodigy": (_ADAMW, Recipe(Choice.of("Prodigy"), schedule=COSINE), (0.1, 10.0), {}),
+    "SAM, as many gradients": (_SGD, replace(BASES["SAM"][0], schedule=COSINE), *BASES["SAM"][1:]),
+    "Grokfast": (_ADAMW, *_GROKFAST),
+    "Schedule-free AdamW": (_ADAMW, *_SCHEDULE_FREE),
+    "Grokfast + SNRAnnealing": ("Grokfast", annealed(_GROKFAST[0]), *_GROKFAST[1:]),
+    "Schedule-free AdamW + SNRAnnealing": ("Schedule-free AdamW", annealed(_SCHEDULE_FREE[0]), *_SCHEDULE_FREE[1:]),
+}
+"""Methods of others nearest to the study's: what each is compared with, its recipe, rates and further options.
+
+SAM stands here with half the epochs, so that it sees as many gradients as the others: it takes two a step.
+"""
+
+RELATED = {
+    name: Cell(name, *of_it, horizons=tuple(round(h / 2) for h in HORIZONS) if name.startswith("SAM") else HORIZONS)
+    for name, (_, *of_it) in _OTHERS.items()
+}
+"""Their cells, by label."""
+
+BUILT_ON = {name: control for name, (control, *_) in _OTHERS.items()}
+"""What each is compared with: the optimizer that it builds on, with a cosine, or the method that is annealed."""
+
+FILTERED = {
+    name: control.replace("raw gradient", "Wiener filter") for name, control in BUILT_ON.items() if control in CELLS
+}
+"""That optimizer with its gradient filtered."""
+
+_ALL_CELLS = {**CELLS, **CELLS_ELSEWHERE, **RELATED}
 
 FIRST_SEARCH, SECOND_SEARCH = "15-factorial-search", "15-factorial-neighbours"
 
@@ -226,7 +278,7 @@ def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
         _ALL_CELLS[label]
         .arm(chosen_settings(label))
         ._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
-        for label in cells
+        for label in dict.fromkeys(cells)
         if is_chosen(SECOND_SEARCH, label)
     )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
@@ -245,6 +297,11 @@ EXPERIMENTS = (
         f"{PAGE}-conditions",
         "Other shares of noisy labels, permuted pixels: a few combinations, tuned in each",
         CELLS_ELSEWHERE,
+    ),
+    _comparison(
+        f"{PAGE}-related",
+        "Stress test: methods of others, each with rate and epochs tuned",
+        (*RELATED, *BUILT_ON.values(), *FILTERED.values()),
     ),
     _search(FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),
     _search(SECOND_SEARCH, "Stress test: the best of six trials, and its neighbours"),

@@ -3,7 +3,7 @@
 One registry for each kind of part. A part is listed where it is defined, in one of the modules here.
 """
 
-from convopt.lab.methods import baselines, controls, inputs, ours
+from convopt.lab.methods import baselines, controls, inputs, ours, related
 from convopt.lab.methods.method import (
     ANNEALINGS,
     AVERAGINGS,
@@ -43,4 +43,5 @@ __all__ = [
     "inputs",
     "named",
     "ours",
+    "related",
 ]
