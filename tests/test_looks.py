@@ -137,7 +137,9 @@ FIGURES = {
         {method: {"step": [1, 2], "snr": [1, 2]} for method in METHODS}, {"snr": ""}
     ),
     "factorial": lambda: figures.factorial({("SGD", method, "cosine"): interval(1) for method in METHODS}, ""),
-    "conditions": lambda: figures.conditions({(method, "no label noise"): interval(1) for method in METHODS}, ""),
+    "differences by case": lambda: figures.differences(
+        {(method, "no label noise"): interval(1) for method in METHODS}, ""
+    ),
 }
 
 

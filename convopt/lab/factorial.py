@@ -109,6 +109,20 @@ def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interva
     return found
 
 
+def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
+    """What each method of others adds, in points, by the gradient that a tuned cosine has and by the method.
+
+    A method that is annealed stands beside one that is not: against that its gain has no place here.
+    """
+    found = {}
+    for gradient, controls in {"raw gradient": BUILT_ON, "Wiener filter": FILTERED}.items():
+        for name in FILTERED:
+            comparison = compare(results, Pair("", name, controls[name]))
+            if comparison is not None:
+                found[gradient, name] = comparison.interval
+    return found
+
+
 def chosen_table(results: Results, name: str) -> Table:
     """Of each arm the settings that the search chose, what they cost, and the accuracies that result."""
     found, rows = accuracies(results.arms), []
@@ -121,7 +135,7 @@ def chosen_table(results: Results, name: str) -> Table:
         passes = settings["epochs"] * GRADIENTS_PER_STEP.get(run.optimizer.name, 1)
         rows.append(
             {
-                **dict(zip(("optimizer", "gradient", "step"), NAMES[label], strict=True)),
+                **dict(zip(("optimizer", "gradient", "step"), NAMES.get(label, (label, "", "")), strict=True)),
                 "learning rate": settings["lr"],
                 "epochs": str(settings["epochs"]),
                 "further": ", ".join(extra),

@@ -15,8 +15,8 @@ from convopt.lab.figures.kernels import (
 )
 from convopt.lab.figures.results import (
     added,
-    conditions,
     curves,
+    differences,
     dots,
     factorial,
     growths,
@@ -34,9 +34,9 @@ from convopt.lab.figures.style import to_base64, to_html, to_png
 __all__ = [
     "added",
     "centre_taps",
-    "conditions",
     "curves",
     "descents",
+    "differences",
     "dots",
     "ema_biases",
     "factorial",

@@ -1,6 +1,7 @@
 """Figures of experiments: curves, dots, intervals, trends."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -271,36 +272,40 @@ def tried(outcome: Outcome) -> Figure:
 
 
 def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> Figure:
-    """A panel per optimizer, a row per step, a dot with its interval per gradient: what helps, where.
+    """A panel per optimizer, two in a line, a row per step, a dot with its interval per gradient: what helps, where.
 
     Args:
         accuracies: by optimizer, gradient and step; a combination that is missing leaves its place empty.
         xlabel: what the values are.
     """
-    bases, gradients, _ = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    figure, panels = plt.subplots(
-        1, len(bases), figsize=(3.6 + 2.6 * len(bases), 4.2), sharex=True, sharey=True, squeeze=False
-    )
-    for base, axes in zip(bases, panels[0], strict=True):
+    bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    lines = math.ceil(len(bases) / 2)
+    figure, panels = plt.subplots(lines, 2, figsize=(8.8, 0.8 + 3.4 * lines), sharex=True, sharey=True)
+    panels = panels.flatten()
+    for base, axes in itertools.zip_longest(bases, panels):
+        if base is None:
+            axes.set_visible(False)
+            continue
         of_base = {
             (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
         }
-        _rows_of_dots(axes, of_base, looks(gradients))
-        axes.set(title=base, xlabel=xlabel)
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        _rows_of_dots(axes, of_base, looks(gradients), steps)
+        axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
-def conditions(differences: dict[tuple[str, str], Interval], xlabel: str) -> Figure:
-    """A row per condition, a dot with its interval per treatment, a line at no difference.
+def differences(values: dict[tuple[str, str], Interval], xlabel: str) -> Figure:
+    """A row per case, a dot with its interval per series, a line at no difference.
 
     Args:
-        differences: by treatment and condition; what is missing leaves its place empty.
+        values: by series and case; what is missing leaves its place empty.
         xlabel: what the values are.
     """
-    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    names, cases = (dict.fromkeys(of_one) for of_one in zip(*values, strict=True))
+    figure, axes = plt.subplots(figsize=(7.2, 1.1 + 0.5 * len(cases)))
     axes.axvline(0, color=QUIET, linewidth=1)
-    _rows_of_dots(axes, differences, looks(dict.fromkeys(treatment for treatment, _ in differences)))
+    _rows_of_dots(axes, values, looks(names))
     axes.set_xlabel(xlabel)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
@@ -334,9 +339,14 @@ def added(differences: dict[tuple[str, str, str, str], Interval], xlabel: str) -
     return figure
 
 
-def _rows_of_dots(axes: Axes, values: dict[tuple[str, str], Interval], look_of: dict[str, Look]) -> None:
-    """Values by label and row: rows from above, in each a dot with its interval per label."""
-    rows = list(dict.fromkeys(row for _, row in values))
+def _rows_of_dots(
+    axes: Axes, values: dict[tuple[str, str], Interval], look_of: dict[str, Look], rows: Sequence[str] = ()
+) -> None:
+    """Values by label and row: rows from above, in each a dot with its interval per label.
+
+    ``rows`` are those of the values, or more of them, which stay empty.
+    """
+    rows = rows or list(dict.fromkeys(row for _, row in values))
     for place, (label, look) in enumerate(look_of.items()):
         offset = 0.6 / len(look_of) * (place - (len(look_of) - 1) / 2)
         for number, row in enumerate(rows):
