@@ -1,4 +1,4 @@
-"""Links the book to its repository: the environment variable REPOSITORY holds the address; without it there is no link."""
+"""Links the book to its repository: REPOSITORY in the environment is its address; without it, there is no link."""
 
 import os
 
