@@ -17,11 +17,18 @@ TEMPLATE = ROOT / "templates" / "experiment.ipynb"
 for_each_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, TEMPLATE], ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_table_of_contents_lists_it(path):
+def table_of_contents() -> list[str]:
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
-    assert f"executed/{path.stem}" in files
+    return [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_table_of_contents_lists_it_after_the_pages_that_it_needs(path):
+    files = table_of_contents()
+    first = nbformat.read(path, as_version=4).cells[0].source
+    (needed,) = re.findall(r"\*\*You need:\*\*(.*?)\*\*Running time:\*\*", first, re.DOTALL)
+    place = files.index(f"executed/{path.stem}")
+    assert all(files.index(f"executed/{page}") < place for page in re.findall(r"\]\(([\w-]+)\)", needed))
 
 
 @for_each_notebook
