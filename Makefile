@@ -15,7 +15,7 @@ LIVE := book/executed/records
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
 PACKAGE := $(shell find convopt -name '*.py')
 RECORDS := $(wildcard book/records/*)
-PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extra/*/*)
+PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extensions/*.py book/extra/*/*)
 SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py templates/* *.md *.toml *.txt *.yml \
 	.pre-commit-config.yaml .devcontainer/* .github/workflows/* Makefile)
 TORCH_VENV := .venv-torch-$(TORCH)

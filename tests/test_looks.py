@@ -70,7 +70,7 @@ def drawn_as_lines() -> dict[str, tuple[str, ...]]:
         name: tuple(dict.fromkeys(arm.label for arm in experiments.find(name).arms))
         for name in ("05-standard", "06-stress-test", "07-batch-size", "09-controls-label-noise", "10-adversarial")
     }
-    for page in ("04-wiener", "06-stress-test"):
+    for page in ("18-wiener-ablations", "06-stress-test"):
         cells = nbformat.read(ROOT / "notebooks" / f"{page}.ipynb", as_version=4).cells
         for i, cell in enumerate(cells):
             for labels in re.findall(r"^labels = (\(.*\))$", cell.source, re.MULTILINE):

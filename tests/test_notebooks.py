@@ -17,11 +17,18 @@ TEMPLATE = ROOT / "templates" / "experiment.ipynb"
 for_each_notebook = pytest.mark.parametrize("path", [*NOTEBOOKS, TEMPLATE], ids=lambda path: path.stem)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_the_table_of_contents_lists_it(path):
+def table_of_contents() -> list[str]:
     toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    files = {chapter["file"] for part in toc["parts"] for chapter in part["chapters"]}
-    assert f"executed/{path.stem}" in files
+    return [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_table_of_contents_lists_it_after_the_pages_that_it_needs(path):
+    files = table_of_contents()
+    first = nbformat.read(path, as_version=4).cells[0].source
+    (needed,) = re.findall(r"\*\*You need:\*\*(.*?)\*\*Running time:\*\*", first, re.DOTALL)
+    place = files.index(f"executed/{path.stem}")
+    assert all(files.index(f"executed/{page}") < place for page in re.findall(r"\]\(([\w-]+)\)", needed))
 
 
 @for_each_notebook
@@ -48,6 +55,27 @@ class TestCommitted:
     def test_opening_with_what_it_teaches_needs_and_takes(self, path):
         first = nbformat.read(path, as_version=4).cells[0].source
         assert all(heading in first for heading in ("**What you will learn:**", "**You need:**", "**Running time:**"))
+
+    def test_with_imports_and_parameters_folded(self, path):
+        if path.stem in ("13-cost", "15-factorial"):
+            pytest.skip("not yet")
+        code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        folded = [code[0], *(cell for cell in code if "parameters" in cell.metadata.get("tags", []))]
+        assert len(folded) == 2
+        assert all({"hide-input", "remove-input"} & {*cell.metadata.get("tags", [])} for cell in folded)
+
+    def test_an_experiment_s_page_opening_with_its_finding_and_a_figure(self, path):
+        """All that comes before are imports, parameters and what makes the study, which show nothing."""
+        cells = nbformat.read(path, as_version=4).cells
+        if not any("study = Study(" in cell.source for cell in cells):
+            pytest.skip("not an experiment's")
+        (first, *_) = re.findall("^## (.*)$", "\n".join(cell.source for cell in cells), re.MULTILINE)
+        assert first.startswith(("The finding", "The answer"))
+        finding = next(i for i, cell in enumerate(cells) if f"## {first}" in cell.source)
+        after = [cell for cell in cells[finding + 1 :] if cell.cell_type == "code"]
+        shown = [cell for cell in after if not {"remove-input", "hide-cell"} & {*cell.metadata.get("tags", [])}]
+        until = next(i for i, cell in enumerate(shown) if "figure" in cell.metadata.get("mystnb", {}))
+        assert all("study = Study(" in cell.source for cell in shown[:until])
 
     def test_figures_with_alternative_text(self, path):
         for cell in nbformat.read(path, as_version=4).cells:

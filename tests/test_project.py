@@ -2,10 +2,12 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import tomllib
 from functools import cache
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -150,9 +152,31 @@ def test_the_front_page_quotes_differences_between_arms_that_were_tuned_alike():
         assert all("headline(" in line for line in made)
 
 
+def test_readme_front_page_and_quickstart_say_how_many_seeds_the_averaging_s_figures_have():
+    assert max(len(arm) for arm in published("16-beyond-mnist").arms.values()) == 3
+    assert README.count("three seeds") == 2
+    for page in ("index.md", "quickstart.md"):
+        assert "{glue:text}`executed/16-beyond-mnist.ipynb::seeds:d` seeds" in (ROOT / "book" / page).read_text()
+
+
 def named(line: str) -> str:
     """The name that a line glues something to; of an f-string with its braces."""
     return re.search(r'glue\(f?"([^"]+)"', line).group(1)
+
+
+@pytest.mark.parametrize("address", ["", "https://github.com/somebody/convopt/"])
+def test_the_book_links_the_repository_that_it_is_told_of(address, monkeypatch):
+    path = ROOT / "book" / "extensions" / "repository.py"
+    (extension,) = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["local_extensions"].items()
+    assert extension == (path.stem, path.parent.name)
+    namespace = runpy.run_path(str(path))
+    monkeypatch.setenv("REPOSITORY", address)
+    config = SimpleNamespace(html_theme_options={"navbar_end": []})
+    namespace["link"](None, config)
+    assert address.rstrip("/") in config.myst_substitutions["repository"]
+    assert config.html_theme_options.get("repository_url", "") == address.rstrip("/")
+    assert config.html_theme_options["navbar_end"] == []
+    assert "{{ repository }}" in (ROOT / "book" / "index.md").read_text()
 
 
 def test_a_devcontainer_gets_the_same_environment_and_python():
@@ -165,6 +189,7 @@ def test_the_workflow_publishes_the_folder_that_was_checked():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "pages.yml").read_text())
     checked, upload = workflow["jobs"]["build"]["steps"][-2:]
     assert checked["run"] == "make publish-check"
+    assert checked["env"] == {"REPOSITORY": "${{ github.server_url }}/${{ github.repository }}"}
     assert f"HTML := {upload['with']['path']}/index.html\n" in (ROOT / "Makefile").read_text()
 
 

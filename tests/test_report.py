@@ -248,6 +248,22 @@ def test_a_rounded_zero_has_no_minus():
     assert shown("loss", -0.0) == ["0"]
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        ((-0.2, -0.4, -0.04), "-0.2 [-0.4, -0.04]"),
+        ((0.25, 0.02, 0.49), "+0.2 [+0.02, +0.5]"),
+        ((0.003, 0.001, 0.06), "+0.003 [+0.001, +0.1]"),
+        ((-0.2, -0.4, 0.04), "-0.2 [-0.4, +0.0]"),  # zero lies in it, as it seems
+        ((0.0, 0.0, 0.0), "+0.0 [+0.0, +0.0]"),
+        ((1e-14, 1e-15, 1e-13), "+0.0 [+0.0, +0.0]"),
+    ],
+)
+def test_a_difference_whose_interval_excludes_zero_does_not_seem_to_touch_it(interval, expected):
+    assert report.format_interval(stats.Interval(*interval), 1, signed=True) == expected
+    assert shown("points (%)", stats.Interval(*interval), signed=True) == [expected]
+
+
 @given(
     mean=st.floats(-1e5, 1e5),
     width=st.floats(0, 1e3),

@@ -363,9 +363,21 @@ def final_centre_tap(records: Iterable[Record], kernel: str) -> Interval:
 
 
 def format_interval(interval: Interval, decimals: int, signed: bool = False) -> str:
-    """``"mean [low, high]"``, or the mean alone where there is no interval. A rounded zero is not negative."""
+    """``"mean [low, high]"``, or the mean alone where there is no interval. A rounded zero is not negative.
+
+    With signs, an interval without zero is shown without: what would round to zero has its first digit instead.
+    """
+    mean, low, high = interval
     form = f"{'+' if signed else ''}z.{decimals}f"
-    mean = format(interval.mean, form)
-    if interval.low is None:
-        return mean
-    return f"{mean} [{interval.low:{form}}, {interval.high:{form}}]"
+    if low is None:
+        return format(mean, form)
+    apart = signed and (low > 0 or high < 0)
+    mean, low, high = (_first_digit(value, decimals) if apart else format(value, form) for value in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def _first_digit(value: float, decimals: int) -> str:
+    """The value with its sign, and with more decimals where it would round to zero; a trace of rounding is zero."""
+    most = decimals + 3
+    needed = next((more for more in range(decimals, most) if float(f"{value:.{more}f}")), decimals)
+    return f"{value:+z.{needed}f}"

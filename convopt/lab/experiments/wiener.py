@@ -1,4 +1,4 @@
-"""Page 04: the Wiener filter and the annealing, and the controls of both."""
+"""Pages 04 and 18: the Wiener filter and the annealing, and the controls of both."""
 
 import itertools
 from collections.abc import Iterable
