@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from convopt.optim._agreement import Annealer, new_agreement, products_of, total_of
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
 from convopt.optim._checks import (
     check_choice,
@@ -20,8 +21,8 @@ from convopt.optim._checks import (
 )
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar, is_eager, is_readable
-from convopt.optim.annealing import Annealer, new_agreement, products_of, total_of
-from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Seen, Turn, keep, turn_of
+from convopt.optim._turns import Turn, turn_of
+from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Seen, keep
 from convopt.optim.grids import check_grid
 
 SECOND_ESTIMATES = ("previous step", "half batches")

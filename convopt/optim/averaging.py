@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from convopt.optim._agreement import products_of
 from convopt.optim._attach import Active, Stage
 from convopt.optim._checks import check_integer, check_saved, check_share, grad_of
 from convopt.optim._scalars import is_finite, is_readable, read, where, write
-from convopt.optim.annealing import products_of
 from convopt.theory.smoothing import at_least_float32
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from convopt.optim._checks import grad_of
 from convopt.optim._outliers import judge, new_usual_power, overwrite
 from convopt.optim._scalars import Scalar, is_finite, is_readable, value_of
+from convopt.optim._turns import Turn
 from convopt.optim.grids import spatial_axes
 from convopt.theory.smoothing import at_least_float32
 from convopt.theory.spectrum import (
@@ -50,29 +51,6 @@ class Coherence(NamedTuple):
     gain: Tensor
 
 
-class Turn(NamedTuple):
-    """What a step does with second estimates of its gradients.
-
-    Attributes:
-        compares: whether gradients are compared with them.
-        remembers: whether gradients are kept as those of the next comparison.
-        every: how many steps a comparison stands for.
-        halves: whether second estimates are gradients of a half of the batch.
-        following: the count of the next step.
-    """
-
-    compares: bool
-    remembers: bool
-    every: int
-    halves: bool
-    following: int
-
-    @property
-    def learns(self) -> bool:
-        """Whether it does anything."""
-        return self.compares or self.remembers
-
-
 class Seen(NamedTuple):
     """What a step has seen of one parameter.
 
@@ -83,16 +61,6 @@ class Seen(NamedTuple):
 
     products: Tensor | None
     power: Scalar
-
-
-def turn_of(count: int, every: int, resting: bool, halves: bool = False) -> Turn:
-    """The turn of the step number ``count`` of every ``every``: the first compares, the last remembers.
-
-    A ``resting`` step, whose learning rate is 0, does nothing and does not count.
-    """
-    if resting:
-        return Turn(False, False, every, halves, count)
-    return Turn(count == 0, count == every - 1 and not halves, every, halves, (count + 1) % every)
 
 
 class GridFilter:

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from convopt.optim._attach import Active, Stage
 from convopt.optim._checks import check_choice, check_integer, check_number, grad_of, named_params
-from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State, Turn, turn_of
+from convopt.optim._turns import Turn, turn_of
+from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State
 from convopt.optim.grids import check_grid
 
 
