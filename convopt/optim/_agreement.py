@@ -8,6 +8,7 @@ from torch import Tensor
 
 from convopt.optim._outliers import judge, powers_of
 from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
+from convopt.optim._shards import Owner, by_owner, summed
 from convopt.theory.smoothing import at_least_float32
 
 LOWEST_RHO = 1e-4
@@ -81,10 +82,9 @@ class Annealer(NamedTuple):
         write(self.learnt, [*values[:-1], usual])
         return ordinary
 
-    def judge(self, powers: list[Scalar], gradients: list[Tensor]) -> bool | Tensor:
-        """Whether gradients of these powers, and these, may teach, where they are compared with none yet."""
-        power = sum([*powers, *(powers_of(gradients) if gradients else ())])
-        ordinary, usual = judge(power, value_of(self.learnt[-1]))
+    def judge(self, powers: list[Scalar]) -> bool | Tensor:
+        """Whether gradients of these powers may teach, where they are compared with none yet."""
+        ordinary, usual = judge(sum(powers), value_of(self.learnt[-1]))
         self.learnt[-1] = usual
         return ordinary
 
@@ -138,6 +138,35 @@ def _sum_of_products(pairs: list[tuple[Tensor, Tensor]], halves: bool) -> Tensor
     signals = [4 * torch.dot(other, g - other) if halves else torch.dot(g, other) for g, other in pairs]
     powers = [torch.dot(g, g) for g, _ in pairs]
     return torch.stack(_together([*signals, *powers])).double().view(2, -1).sum(1)
+
+
+def products_over_ranks(
+    params: list[Tensor], gradients: list[Tensor], others: list[Tensor], halves: bool = False
+) -> Tensor:
+    """:func:`products_of` what all ranks hold; the gradients, and the others, are this rank's parts."""
+    parts = dict(zip(params, zip(gradients, others, strict=True), strict=True))
+    totals = [
+        summed(products_of([parts[p][0] for p in members], [parts[p][1] for p in members], halves), owner)
+        for owner, members in by_owner(params).items()
+    ]
+    return totals[0] if len(totals) == 1 else total_of(totals)
+
+
+def powers_over_ranks(params: list[Tensor], gradients: list[Tensor]) -> list[Scalar]:
+    """Numbers whose sum is the power of what all ranks hold of some gradients; these are this rank's parts."""
+    parts = dict(zip(params, gradients, strict=True))
+    powers: list[Scalar] = []
+    for owner, members in by_owner(params).items():
+        own = powers_of([parts[p] for p in members])
+        powers += own if not owner else [sum_over_ranks(own, owner, members[0].device)]
+    return powers
+
+
+def sum_over_ranks(numbers: list[Scalar], owner: Owner, device: torch.device) -> Scalar:
+    """The sum of numbers that each rank has of its own part."""
+    if not owner:
+        return sum(numbers)
+    return value_of(summed(torch.as_tensor(sum(numbers), dtype=torch.float64, device=device), owner))
 
 
 def total_of(products: list[Tensor]) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from convopt.optim._agreement import products_of, total_of
-from convopt.optim._checks import check_saved
+from convopt.optim._agreement import powers_over_ranks, products_of, products_over_ranks, sum_over_ranks, total_of
+from convopt.optim._checks import check_saved, is_distributed
 from convopt.optim._outliers import overwrite, powers_of
 from convopt.optim._scalars import Scalar
+from convopt.optim._shards import Owner, as_part_of, owner_of, part_for, rows_of, summed
 
 Gradients: TypeAlias = dict[Tensor, Tensor]
-"""Of the parameters that have one."""
+"""What this rank holds of the gradients of the parameters that have one."""
 
 BLOCK = 16
 """About how many coordinates are drawn together: a line of the processor's cache, all read for any one of them."""
@@ -82,12 +83,14 @@ class Whole(Compared):
     def products(self, seen: Gradients) -> Tensor | None:
         """:func:`products_of` gradients and those kept, of the parameters that have both; None where none has."""
         # A parameter that had no gradient at the last step has none to compare with.
-        pairs = [(seen[p], kept) for p, kept in self._previous.items() if p in seen and kept.shape == seen[p].shape]
-        return products_of([new for new, _ in pairs], [kept for _, kept in pairs]) if pairs else None
+        both = [p for p, kept in self._previous.items() if p in seen and kept.shape == seen[p].shape]
+        if not both:
+            return None
+        return products_over_ranks(both, [seen[p] for p in both], [self._previous[p] for p in both])
 
     def powers(self, seen: Gradients) -> list[Scalar]:
         """Numbers whose sum is the gradients' power."""
-        return powers_of(list(seen.values())) if seen else []
+        return powers_over_ranks(list(seen), list(seen.values()))
 
     def keep(self, seen: Gradients, may_teach: bool | Tensor) -> None:
         """Keep copies; zeros, with which nothing is compared, if they may not teach."""
@@ -106,7 +109,8 @@ class Whole(Compared):
     def saved(self, params: list[Tensor]) -> dict[str, Any]:
         """Previous gradients in the order of the parameters; zeros for those without one."""
         previous = self._previous
-        return {"previous": [previous[p].clone() if p in previous else torch.zeros_like(p) for p in params]}
+        zeros = torch.zeros_like
+        return {"previous": [as_part_of(p, previous[p].clone()) if p in previous else zeros(p) for p in params]}
 
     def check(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """ValueError if something :meth:`saved` is of other parameters, or a sample."""
@@ -116,8 +120,8 @@ class Whole(Compared):
 
     def load(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """Go on from what was :meth:`saved`."""
-        pairs = zip(params, saved["previous"], strict=True)
-        self._previous = {p: gradient.to(p.device, copy=True) for p, gradient in pairs if gradient.any()}
+        parts = {p: part_for(p, gradient) for p, gradient in zip(params, saved["previous"], strict=True)}
+        self._previous = {p: part for p, part in parts.items() if summed(part.count_nonzero(), owner_of(p))}
 
 
 class Piece(NamedTuple):
@@ -125,14 +129,16 @@ class Piece(NamedTuple):
 
     Attributes:
         param: the parameter.
-        place: their places in the sample.
-        blocks: which blocks of the parameter they are; None for all.
+        place: their places in the sample that this rank has.
+        origin: their places in the sample that all ranks have together.
+        blocks: which blocks of what this rank holds of the parameter they are; None for all.
         length: of a block.
         axes: the parameter's, in the order in which it lies in memory.
     """
 
     param: Tensor
     place: slice
+    origin: slice
     blocks: Tensor | None
     length: int
     axes: list[int]
@@ -150,10 +156,11 @@ class Piece(NamedTuple):
 
 
 class Stratum(NamedTuple):
-    """Part of a sample, each of whose coordinates stands for ``weight`` of the network's."""
+    """Part of a sample, of parameters of one owner. Each coordinate stands for ``weight`` of the network's."""
 
     place: slice
     weight: float
+    owner: Owner
 
 
 class Look(NamedTuple):
@@ -180,6 +187,7 @@ class Sampled(Compared):
     def __init__(self, params: list[Tensor], size: int, seed: int = 0):
         self._pieces: list[Piece] = []
         self._strata: list[Stratum] = []
+        self._size = 0
         self._draw(params, size, seed)
         dtype = torch.float64 if any(p.dtype == torch.float64 for p in params) else torch.float32
         self._previous = torch.zeros(self._pieces[-1].place.stop, dtype=dtype, device=params[0].device)
@@ -189,7 +197,7 @@ class Sampled(Compared):
         small = size // (2 * len(params))
         self._add([p for p in params if p.numel() <= small], 1, None)
         large = [p for p in params if p.numel() > small]
-        share = (size - self._end()) / sum(p.numel() for p in large)
+        share = (size - self._size) / sum(p.numel() for p in large)
         generator = torch.Generator("cpu").manual_seed(seed)
         lengths = {p: _block_of(p.numel() // p.shape[0] if p.ndim else 1) for p in large}
         for length in sorted(set(lengths.values())):
@@ -201,17 +209,28 @@ class Sampled(Compared):
             self._add(members, length, drawn.long().clamp_max(blocks - 1), blocks / count)
 
     def _add(self, members: list[Tensor], length: int, drawn: Tensor | None, weight: float = 1.0) -> None:
-        start, first = self._end(), 0
+        """Add blocks of some parameters, of which this rank has a part: all, or ``drawn`` from a line of all."""
+        strata: list[Stratum] = []
+        first = 0
         for p in members:
-            count, blocks = p.numel() // length, None
+            count = p.numel() // length
+            chosen = torch.arange(count, device="cpu")
             if drawn is not None:
-                blocks = drawn[(drawn >= first) & (drawn < first + count)] - first
-                first, count = first + count, len(blocks)
-            place = slice(self._end(), self._end() + count * length)
-            axes = sorted(range(p.ndim), key=p.stride, reverse=True)
-            self._pieces.append(Piece(p, place, None if blocks is None else blocks.to(p.device), length, axes))
-        if self._end() > start:
-            self._strata.append(Stratum(slice(start, self._end()), weight))
+                chosen = drawn[(drawn >= first) & (drawn < first + count)] - first
+            first += count
+            start, stop = (rows * count // max(1, p.shape[0]) if p.ndim else rows for rows in rows_of(p))
+            before = self._size + length * int((chosen < start).sum())
+            self._size += length * len(chosen)
+            held = chosen[(chosen >= start) & (chosen < stop)] - start
+            end = self._end()
+            place, origin = (slice(begin, begin + length * len(held)) for begin in (end, before))
+            axes = list(range(p.ndim)) if is_distributed(p) else sorted(range(p.ndim), key=p.stride, reverse=True)
+            self._pieces.append(Piece(p, place, origin, None if drawn is None else held.to(p.device), length, axes))
+            owner = owner_of(p)
+            if strata and strata[-1].owner == owner:
+                place = slice(strata.pop().place.start, place.stop)
+            strata.append(Stratum(place, weight, owner))
+        self._strata += strata
 
     def _end(self) -> int:
         return self._pieces[-1].place.stop if self._pieces else 0
@@ -236,14 +255,18 @@ class Sampled(Compared):
             for piece in self._pieces:
                 if piece.param not in both:
                     sample[piece.place] = 0
-        return total_of(
-            [weight * products_of([sample[place]], [self._previous[place]]) for place, weight in self._strata]
-        )
+        totals: dict[Owner, list[Tensor]] = {}
+        for place, weight, owner in self._strata:
+            totals.setdefault(owner, []).append(weight * products_of([sample[place]], [self._previous[place]]))
+        return total_of([summed(total_of(parts), owner) for owner, parts in totals.items()])
 
     def powers(self, seen: Look) -> list[Scalar]:
         """Numbers whose sum is an estimate of the gradients' power."""
-        powers = powers_of([seen.sample[place] for place, _ in self._strata])
-        return [weight * power for (_, weight), power in zip(self._strata, powers, strict=True)]
+        totals: dict[Owner, list[Scalar]] = {}
+        parts = [seen.sample[place] for place, _, _ in self._strata]
+        for (_, weight, owner), power in zip(self._strata, powers_of(parts), strict=True):
+            totals.setdefault(owner, []).append(weight * power)
+        return [sum_over_ranks(powers, owner, seen.sample.device) for owner, powers in totals.items()]
 
     def keep(self, seen: Look, may_teach: bool | Tensor) -> None:
         """Keep the sample; zeros, with which nothing is compared, if it may not teach."""
@@ -251,27 +274,36 @@ class Sampled(Compared):
         self._known = seen.params
 
     def saved(self, params: list[Tensor]) -> dict[str, Any]:
-        """The previous gradients' sample."""
-        return {"sample": self._previous.clone()}
+        """The previous gradients' sample, of all ranks."""
+        whole = self._previous.new_zeros(self._size)
+        for owner in dict.fromkeys(stratum.owner for stratum in self._strata):
+            of_owner = torch.zeros_like(whole)
+            for piece in self._pieces:
+                if owner_of(piece.param) == owner:
+                    of_owner[piece.origin] = self._previous[piece.place]
+            whole += summed(of_owner, owner)
+        return {"sample": whole}
 
     def check(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """ValueError if something :meth:`saved` is of other parameters or of another size."""
         if "sample" not in saved:  # from before there were samples, or saved without one
             check_saved("a previous gradient", "previous gradients", params, saved["previous"])
-        elif saved["sample"].shape != self._previous.shape:
+        elif len(saved["sample"]) != self._size:
             raise ValueError(
-                f"the state_dict must have a sample of {len(self._previous)} coordinates, got {len(saved['sample'])}: "
+                f"the state_dict must have a sample of {self._size} coordinates, got {len(saved['sample'])}: "
                 "it is of another network, or was saved with another `sample`"
             )
 
     def load(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """Go on from what was :meth:`saved`, or from all gradients."""
         if "sample" in saved:
-            sample = saved["sample"]
+            for piece in self._pieces:
+                self._previous[piece.place] = saved["sample"][piece.origin].to(self._previous)
         else:
-            sample = self.look(dict(zip(params, saved["previous"], strict=True))).sample
-        self._previous = sample.to(self._previous, copy=True)
-        self._known = frozenset(piece.param for piece in self._pieces if self._previous[piece.place].any())
+            pairs = zip(params, saved["previous"], strict=True)
+            self._previous = self.look({p: part_for(p, gradient) for p, gradient in pairs}).sample
+        counts = [(piece.param, self._previous[piece.place].count_nonzero()) for piece in self._pieces]
+        self._known = frozenset(p for p, count in counts if summed(count, owner_of(p)))
 
 
 def _block_of(row: int) -> int:

@@ -8,8 +8,9 @@ from torch.optim import Optimizer, Rprop
 
 from convopt.optim._agreement import Annealer, new_agreement
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_number, check_share, grad_of
+from convopt.optim._checks import check_integer, check_number, check_share
 from convopt.optim._compared import Compared, Sampled, Whole, compared
+from convopt.optim._shards import local_grad
 from convopt.optim._turns import turn_of
 
 
@@ -44,9 +45,9 @@ class SNRAnnealing(Stage):
     usual norm, teaches nothing.
 
     Use it as it is with gradient accumulation (one estimate per optimizer step), DistributedDataParallel (the averaged
-    gradients, hence the factor, are the same on every rank) and GradScaler (a step that is skipped is not seen). A
-    deep copy or a pickle of it brings its optimizer along. A copy of the optimizer alone is not annealed, as torch
-    copies no hooks.
+    gradients, hence the factor, are the same on every rank), fully_shard (products are summed over ranks) and
+    GradScaler (a step that is skipped is not seen). A deep copy or a pickle of it brings its optimizer along. A copy of
+    the optimizer alone is not annealed, as torch copies no hooks.
 
     It keeps one copy of the gradients of a small network. Of one with more than four times ``sample`` elements it
     compares and keeps a fixed random sample: the two averages are estimated without bias, and the cost does not grow
@@ -70,8 +71,8 @@ class SNRAnnealing(Stage):
             or it does not scale each step by its learning rate, as LBFGS and Rprop.
         ValueError: an option is outside its range.
         RuntimeError: the optimizer is annealed already. Or at a step, where a gradient is sparse or complex, a
-            parameter is sharded, or a fused optimizer is given gradients that GradScaler has not unscaled. Nothing has
-            been updated then.
+            parameter is sharded as FullyShardedDataParallel does it or so that it cannot be sampled, or a fused
+            optimizer is given gradients that GradScaler has not unscaled. Nothing has been updated then.
 
     Source: the inner product of consecutive gradients as a test of stationarity is Pflug's (1983); see Chee and Toulis,
     Convergence diagnostics for stochastic gradient descent with constant learning rate (arXiv:1710.06382).
@@ -142,7 +143,10 @@ class SNRAnnealing(Stage):
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
 
     def check(self, active: Active) -> None:
-        """RuntimeError if the optimizer anneals itself, TypeError if its steps do not follow its groups' ``lr``."""
+        """RuntimeError if the optimizer anneals itself or its parameters are sharded in a way that cannot be sampled.
+
+        TypeError if its steps do not follow its groups' ``lr``.
+        """
         if isinstance(self.optimizer, Rprop):
             raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
         for group in self.optimizer.param_groups:
@@ -156,6 +160,8 @@ class SNRAnnealing(Stage):
                 f"{type(self.optimizer).__name__} anneals itself: make it with snr_annealing=False, or do without "
                 "SNRAnnealing"
             )
+        if active:
+            self._comparing()
 
     def observe(self, active: Active) -> None:
         """Compare the gradients with those of an earlier step."""
@@ -164,14 +170,14 @@ class SNRAnnealing(Stage):
         self._count, self._unread = turn.following, self._unread + turn.compares
         if not turn.learns:
             return
-        seen = kept.look({p: grad_of(p) for _, params in active for p in params})
+        seen = kept.look({p: local_grad(p) for _, params in active for p in params})
         ordinary: bool | Tensor = True
         products = kept.products(seen) if turn.compares else None
         if products is not None:
             self._move_to(products.device)
             ordinary = self._annealer.observe(products)
         elif not turn.compares:
-            ordinary = self._annealer.judge(kept.powers(seen), [])
+            ordinary = self._annealer.judge(kept.powers(seen))
         if turn.remembers:
             kept.keep(seen, ordinary)
 
