@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from convopt.optim._checks import is_distributed
 from convopt.optim._outliers import judge, powers_of
 from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
 from convopt.optim._shards import Owner, by_owner, summed
@@ -144,6 +145,8 @@ def products_over_ranks(
     params: list[Tensor], gradients: list[Tensor], others: list[Tensor], halves: bool = False
 ) -> Tensor:
     """:func:`products_of` what all ranks hold; the gradients, and the others, are this rank's parts."""
+    if not any(map(is_distributed, params)):
+        return products_of(gradients, others, halves)
     parts = dict(zip(params, zip(gradients, others, strict=True), strict=True))
     totals = [
         summed(products_of([parts[p][0] for p in members], [parts[p][1] for p in members], halves), owner)

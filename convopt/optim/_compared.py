@@ -5,6 +5,7 @@ without bias, at a cost that does not grow with the network.
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -82,6 +83,8 @@ class Whole(Compared):
 
     def products(self, seen: Gradients) -> Tensor | None:
         """:func:`products_of` gradients and those kept, of the parameters that have both; None where none has."""
+        if self._are_of_the_last_step(seen):
+            return products_over_ranks(list(seen), list(seen.values()), list(self._previous.values()))
         # A parameter that had no gradient at the last step has none to compare with.
         both = [p for p, kept in self._previous.items() if p in seen and kept.shape == seen[p].shape]
         if not both:
@@ -94,17 +97,25 @@ class Whole(Compared):
 
     def keep(self, seen: Gradients, may_teach: bool | Tensor) -> None:
         """Keep copies; zeros, with which nothing is compared, if they may not teach."""
+        if may_teach is True and self._are_of_the_last_step(seen):
+            torch._foreach_copy_(list(self._previous.values()), list(seen.values()))
+            return
         previous = {p: kept for p, kept in self._previous.items() if p in seen and kept.shape == seen[p].shape}
-        known = [p for p in seen if p in previous]
-        if may_teach is True and known:
-            torch._foreach_copy_([previous[p] for p in known], [seen[p] for p in known])
-        else:
-            for p in known:
-                overwrite(previous[p], seen[p], may_teach)
         for p, gradient in seen.items():
-            if p not in previous:
+            if p in previous:
+                overwrite(previous[p], gradient, may_teach)
+            else:
                 previous[p] = gradient.clone()
         self._previous = previous
+
+    def _are_of_the_last_step(self, seen: Gradients) -> bool:
+        """Whether the same parameters have gradients. To look each of them up takes a small network long."""
+        kept = self._previous
+        return (
+            0 < len(seen) == len(kept)
+            and all(map(operator.is_, seen, kept))
+            and all(new.shape == old.shape for new, old in zip(seen.values(), kept.values(), strict=True))
+        )
 
     def saved(self, params: list[Tensor]) -> dict[str, Any]:
         """Previous gradients in the order of the parameters; zeros for those without one."""
