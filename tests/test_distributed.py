@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from convopt import (
@@ -25,9 +27,9 @@ ANNEALING = {"warmup": 5, "power": 1.0}
 
 
 class AnnealedAdamW(torch.optim.AdamW):
-    def __init__(self, params, **options):
+    def __init__(self, params, sample=None, **options):
         super().__init__(params, **options)
-        self.annealing = SNRAnnealing(self, ema=0.9, **ANNEALING)
+        self.annealing = SNRAnnealing(self, ema=0.9, sample=sample, **ANNEALING)
 
 
 OPTIMIZERS = {
@@ -156,9 +158,9 @@ def refused(call) -> str:
     return str(error.value)
 
 
-def step_on_shards(model: nn.Module, name: str) -> list[torch.Tensor]:
-    """The local parameters before and after a step that must be refused."""
-    optimizer = OPTIMIZERS[name](model.parameters())
+def step_on_shards(model: nn.Module, make) -> list[torch.Tensor]:
+    """The local parameters before a step that must be refused."""
+    optimizer = make(model.parameters())
     model(torch.randn(4, 32)).sum().backward()
     before = [local(p).clone() for p in model.parameters()]
     message = refused(optimizer.step)
@@ -167,17 +169,42 @@ def step_on_shards(model: nn.Module, name: str) -> list[torch.Tensor]:
     return before
 
 
+TAKES_SHARDS = ("WienerSGD", "WienerSGD, halves", "WienerAdamW", "SNRAnnealing")
+"""Trained on shards in test_sharded.py."""
+
+
+def check_refusals_of_layouts(ranks: int) -> None:
+    """What would part a grid, or cannot be sampled, is refused by name."""
+    mesh = init_device_mesh("cpu", (ranks,))
+    for axis, make, said in (
+        (0, lambda p: WienerSGD([("image", p)], lr=0.1, grid=(8, 32)), "image"),
+        (1, lambda p: WienerAdamW([("layer", p)], lr=0.1, grid=(4, 8)), "layer"),
+        (1, lambda p: AnnealedAdamW([p], lr=0.1, sample=16), "sample=None"),
+    ):
+        p = nn.Parameter(distribute_tensor(torch.randn(8, 32), mesh, [Shard(axis)]))
+        p.grad = torch.ones_like(p)
+        before, optimizer = local(p).clone(), make(p)
+        assert said in refused(optimizer.step)
+        assert torch.equal(before, local(p))
+        assert not optimizer.state
+    p.grad = distribute_tensor(torch.ones(8, 32), mesh, [Replicate()])
+    assert "redistribute" in refused(WienerSGD([p], lr=0.1).step)
+
+
 def local(p: torch.Tensor) -> torch.Tensor:
     return (p.to_local() if hasattr(p, "to_local") else p).detach()
 
 
 def check_refusals(rank: int, ranks: int, folder: str) -> None:
     with process_group(rank, ranks, f"{folder}/rendezvous"):
+        check_refusals_of_layouts(ranks)
         for name in OPTIMIZERS:
             for shard in (fully_shard, FullyShardedDataParallel):
+                if shard is fully_shard and name in TAKES_SHARDS:
+                    continue
                 options = {} if shard is fully_shard else {"use_orig_params": True, "device_id": torch.device("cpu")}
                 model = shard(nn.Linear(32, 8), **options)
-                before = step_on_shards(model, name)
+                before = step_on_shards(model, OPTIMIZERS[name])
                 assert all(torch.equal(a, local(b)) for a, b in zip(before, model.parameters(), strict=True))
         model = new_model()
         before = [p.detach().clone() for p in model.parameters()]

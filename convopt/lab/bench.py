@@ -22,7 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from convopt import ConvolutionalSGD, ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, spatial_param_groups
+from convopt import (
+    ConvolutionalSGD,
+    ConvolutionalSGDv2,
+    LocalLossConvSGD,
+    SNRAnnealing,
+    WeightAveraging,
+    spatial_param_groups,
+)
 from convopt.lab import provenance
 from convopt.lab.methods import OURS
 from convopt.lab.networks import ConvNet, SimpleNet
@@ -64,17 +71,20 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 """Networks by name, and the shape of one image; the squares, whose steps alone are timed, have none."""
 
 TRAINED: dict[str, dict[str, tuple[int, ...]]] = {
-    "cpu": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,)},
+    "cpu": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,), "ViT-B/16": (4,)},
     "cuda": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32, 256), "ViT-B/16": (32,)},
 }
 """Whose whole training steps are timed on a device, and at which batch sizes."""
 
+LARGE = {"ViT-B/16": ("SGD", "AdamW", "WienerSGD", "WienerAdamW", "AdamW + SNRAnnealing")}
+"""Of networks whose training step takes seconds on a CPU, the optimizers that it is timed with there."""
+
 Make = Callable[[nn.Module, Tensor], torch.optim.Optimizer]
 
 
-def _annealed_sgd(model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    SNRAnnealing(optimizer)
+def _with(attached: type, make: Make, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
+    optimizer = make(model, sample)
+    attached(optimizer)
     return optimizer
 
 
@@ -87,15 +97,21 @@ def _plain(cls: type, model: nn.Module, sample: Tensor, **options: Any) -> torch
     return cls(model.parameters(), lr=1e-4, **options)
 
 
-OPTIMIZERS: dict[str, Make] = {
+_BASES: dict[str, Make] = {
     "SGD": partial(_plain, torch.optim.SGD, momentum=0.9),
     "Adam": partial(_plain, torch.optim.Adam),
     "AdamW": partial(_plain, torch.optim.AdamW),
+}
+
+OPTIMIZERS: dict[str, Make] = {
+    **_BASES,
     **{
         name: partial(_on_grids if "grid" in inspect.signature(cls).parameters else _plain, cls)
         for name, cls in OURS.items()
     },
-    "SGD + SNRAnnealing": _annealed_sgd,
+    "SGD + SNRAnnealing": partial(_with, SNRAnnealing, _BASES["SGD"]),
+    "AdamW + SNRAnnealing": partial(_with, SNRAnnealing, _BASES["AdamW"]),
+    "SGD + WeightAveraging": partial(_with, WeightAveraging, _BASES["SGD"]),
 }
 """What is measured; the bases with torch's default implementation."""
 
@@ -126,7 +142,9 @@ def _makers(name: str, device: str) -> dict[str, Make]:
     return OPTIMIZERS | more
 
 
-TOUCHED = {"Adam": 7, "AdamW": 7, "WienerAdamW": 7, "ConvolutionalSGDv2": 7, "ConvolutionalSGDv2, compiled": 7}
+TOUCHED = dict.fromkeys(
+    ("Adam", "AdamW", "AdamW + SNRAnnealing", "WienerAdamW", "ConvolutionalSGDv2", "ConvolutionalSGDv2, compiled"), 7
+)
 """How often an update must read or write each parameter's bytes: the gradient once, the parameter and each of its
 buffers twice. That is 5 for one buffer, as SGD with momentum has, and this for two."""
 
@@ -214,7 +232,8 @@ def comparison(frame: pd.DataFrame, what: str, column: str, threads: int = 1) ->
     ]
     network = chosen.model + chosen.what.str.removeprefix(what)
     pivot = chosen.assign(network=network).pivot(index="optimizer", columns="network", values=column)
-    pivot = pivot.loc[list(OPTIMIZERS), list(dict.fromkeys(network))]
+    measured = [label for label in OPTIMIZERS if label in pivot.index]
+    pivot = pivot.loc[measured, list(dict.fromkeys(network))]
     name = "-".join([*what.split(), column, *sorted(set(frame.device) - {"cpu"})])
     return Table(pivot.rename_axis(columns=None).reset_index(), name)
 
@@ -262,8 +281,8 @@ def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[
     model = make_model().to(device)
     x, y = torch.randn(batch, *shape, device=device), torch.randint(10, (batch,), device=device)
     steps = {}
-    for label, make in OPTIMIZERS.items():
-        copied = copy.deepcopy(model)
+    for label in LARGE.get(name, OPTIMIZERS) if device == "cpu" else OPTIMIZERS:
+        copied, make = copy.deepcopy(model), OPTIMIZERS[label]
         steps[label] = partial(_train, copied, make(copied, x[:1]), x, y)
     return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS, in_a_row=4)
 

@@ -172,7 +172,7 @@ class Hooks:
         groups = self._optimizer.param_groups
         active = [(group, params) for group in groups if (params := params_with_grad(group))]
         for _, params in active:
-            check_gradients(params)
+            check_gradients(params, takes_shards=True)
         for stage in self._stages:
             stage.check(active)
         if not self._observed and not all(is_at_rest(group.get("lr", 1.0)) for group in groups):

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from convopt.optim._checks import check_gradients, check_learning_rate, grad_of, named_params, params_with_grad
+from convopt.optim._checks import (
+    check_gradients,
+    check_learning_rate,
+    grad_of,
+    is_distributed,
+    named_params,
+    params_with_grad,
+)
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar
+from convopt.optim._shards import local
 from convopt.optim._updates import SGDLaw, UpdateLaw, step_size
 from convopt.theory._shifts import goes_in_pieces
 from convopt.theory.smoothing import at_least_float32
@@ -57,6 +65,8 @@ class SmoothingOptimizer(Optimizer, ABC):
     """State that keeps its precision, whatever that of its parameter."""
     _elementwise: ClassVar[bool] = True
     """Whether the update looks at each element by itself, so that a parameter can pass through it in pieces."""
+    _takes_shards: ClassVar[bool] = False
+    """Whether parameters may be DTensors, of which a rank makes the directions of its own part."""
 
     def __init__(self, params: Any, options: dict[str, Any]):
         self._option_names = tuple(name for name in options if name != "lr")
@@ -118,7 +128,8 @@ class SmoothingOptimizer(Optimizer, ABC):
         Raises:
             ValueError: both ``closure`` and ``loss`` were given, or an option in ``param_groups`` is invalid.
             TypeError: the loss is not one number.
-            RuntimeError: a gradient is sparse or complex, or a parameter is sharded. Nothing has been updated then.
+            RuntimeError: a gradient is sparse or complex, or a parameter is sharded so that it cannot
+                be smoothed. Nothing has been updated then.
         """
         if closure is not None and loss is not None:
             raise ValueError("closure and loss were both given, expected one of them")
@@ -137,7 +148,7 @@ class SmoothingOptimizer(Optimizer, ABC):
         directions = [self._directions(part, observed) for part in parts]
         factor = self._factor()
         for part, of_part in zip(parts, directions, strict=True):
-            self._update(part, of_part, step_size(part.group["lr"], factor, part.params[0].device))
+            self._update(_local(part), of_part, step_size(part.group["lr"], factor, part.params[0].device))
 
     def _init_group(self) -> None:
         """Refuse what cannot be done, in all groups; then make the state that is missing.
@@ -147,7 +158,7 @@ class SmoothingOptimizer(Optimizer, ABC):
         self._check_changed_options()
         parts = self._parts()
         for part in parts:
-            check_gradients(part.params)
+            check_gradients(part.params, self._takes_shards)
         self._refuse(parts)
         for part in parts:
             self._init_states(part)
@@ -327,6 +338,14 @@ class SmoothingOptimizer(Optimizer, ABC):
     def _shapes(self, group: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...] | None]:
         """The state that a parameter may have beside the law's buffers, and its shapes; None for any."""
         return {}
+
+
+def _local(part: Part) -> Part:
+    """What this rank holds of the parameters and their states."""
+    if not any(map(is_distributed, part.params)):
+        return part
+    states = [{name: local(each) for name, each in state.items()} for state in part.states]
+    return Part(part.group, [local(p) for p in part.params], states)
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:

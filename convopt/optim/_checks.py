@@ -64,16 +64,25 @@ def params_with_grad(group: dict[str, Any]) -> list[Tensor]:
     return [p for p in group["params"] if p.grad is not None]
 
 
-def check_gradients(params: Iterable[Tensor]) -> None:
-    """Raise RuntimeError where a parameter is sharded, or its gradient sparse or complex."""
+def check_gradients(params: Iterable[Tensor], takes_shards: bool = False) -> None:
+    """Raise RuntimeError where a parameter is sharded, unless as a DTensor, or its gradient sparse or complex.
+
+    Without ``takes_shards``, DTensors are refused as well.
+    """
     for p in params:
         grad = grad_of(p)
-        if grad.layout is torch.strided and not (is_sharded(p) or grad.is_complex()):
+        refused = is_sharded(p) and not (takes_shards and is_distributed(p))
+        if grad.layout is torch.strided and not (refused or grad.is_complex()):
+            if is_distributed(p):
+                _check_place(p, grad)
             continue
-        if is_sharded(p):
+        if refused:
             raise RuntimeError(
-                "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a gradient "
-                "is smoothed and compared as a whole: use DistributedDataParallel"
+                "flat pieces of parameters, as FullyShardedDataParallel makes them, are not supported: use "
+                "fully_shard, whose parameters are DTensors, or DistributedDataParallel"
+                if takes_shards
+                else "sharded parameters (DTensor, as fully_shard and FSDP make them) are not supported, because a "
+                "gradient is smoothed as a whole: use DistributedDataParallel"
             )
         if grad.layout is not torch.strided:
             raise RuntimeError(
@@ -81,6 +90,14 @@ def check_gradients(params: Iterable[Tensor]) -> None:
             )
         else:
             raise RuntimeError(f"complex gradients are not supported, got {grad.dtype} of shape {tuple(p.shape)}")
+
+
+def _check_place(p: Any, grad: Any) -> None:
+    if getattr(grad, "placements", None) != p.placements:
+        raise RuntimeError(
+            f"the gradient of a DTensor of shape {tuple(p.shape)} must be placed as the parameter is, as "
+            f"{tuple(p.placements)}, got {tuple(getattr(grad, 'placements', ()))}: redistribute it first"
+        )
 
 
 def grad_of(p: Tensor) -> Tensor:
@@ -91,8 +108,13 @@ def grad_of(p: Tensor) -> Tensor:
 
 def is_sharded(p: Tensor) -> bool:
     """Whether a rank holds a part of ``p`` only: a DTensor, or a piece of FSDP's flat parameter."""
-    # By their attributes, since torch builds without torch.distributed have no such classes to import.
-    return hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False)
+    return is_distributed(p) or getattr(p, "_fsdp_flattened", False)
+
+
+def is_distributed(tensor: Tensor) -> bool:
+    """Whether it is a DTensor."""
+    # By an attribute, since torch builds without torch.distributed have no such class to import.
+    return type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "full_tensor")
 
 
 def is_at_rest(lr: float | Tensor) -> bool:

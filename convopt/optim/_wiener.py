@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from convopt.optim._agreement import Annealer, new_agreement, powers_over_ranks, products_over_ranks, total_of
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
 from convopt.optim._checks import (
     check_choice,
@@ -16,12 +17,14 @@ from convopt.optim._checks import (
     check_share,
     grad_of,
     is_at_rest,
+    is_distributed,
     named_params,
 )
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar, is_eager, is_readable
-from convopt.optim.annealing import Annealer, new_agreement, products_of, total_of
-from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Seen, Turn, keep, turn_of
+from convopt.optim._shards import local, local_grad
+from convopt.optim._turns import Turn, turn_of
+from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Seen, check_shards, keep
 from convopt.optim.grids import check_grid
 
 SECOND_ESTIMATES = ("previous step", "half batches")
@@ -50,6 +53,7 @@ class WienerOptimizer(SmoothingOptimizer):
     """
 
     _shared_options = ("second_estimate", "every", "snr_annealing", "onset", "power", "warmup", "annealing_ema")
+    _takes_shards = True
     _exact_state = ("coherence", "usual_power")
 
     def __init__(self, params: Any, options: dict[str, Any]):
@@ -82,14 +86,14 @@ class WienerOptimizer(SmoothingOptimizer):
             raise RuntimeError('mark_half() needs an optimizer made with second_estimate="half batches"')
         parts = self._parts()
         for part in parts:
-            check_gradients(part.params)
+            check_gradients(part.params, self._takes_shards)
         if is_eager() and first["turn"] != 0:
             return
         for group, params, states in parts:
             for p, state in zip(params, states, strict=True):
                 if group["grid"] is not None:
                     self._filter.init(group, p, state)
-                    keep(state, self._filter.spectrum(group, p), p.dtype)
+                    keep(state, self._filter.estimate(group, p), p.dtype)
                 elif group["snr_annealing"]:
                     keep(state, grad_of(p), p.dtype)
             self.state.update(zip(params, states, strict=True))
@@ -162,6 +166,10 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def _refuse(self, parts: list[Part]) -> None:
         self._is_first = not self.state
+        for group, params, _ in parts:
+            if group["grid"] is not None and any(map(is_distributed, params)):
+                for name, p in named_params(group):
+                    check_shards(group, name, p)
         if self.param_groups[0]["second_estimate"] != "half batches" or not self._turn().compares:
             return
         if parts and not any("second_estimate" in state for part in parts for state in part.states):
@@ -179,7 +187,7 @@ class WienerOptimizer(SmoothingOptimizer):
         if new:
             self._filter.init(group, p, state)
         if self._is_first and group["second_estimate"] == "previous step" and (on_grid or group["snr_annealing"]):
-            like = self._filter.spectrum(group, p) if on_grid else grad_of(p)
+            like = self._filter.estimate(group, p) if on_grid else grad_of(p)
             keep(state, torch.zeros_like(like), p.dtype)
             return True
         return new
@@ -202,20 +210,22 @@ class WienerOptimizer(SmoothingOptimizer):
                     seen.append(self._filter.observe(group, p, state, spectrum, turn))
         if turn.learns and self.param_groups[0]["snr_annealing"]:
             off_grid = [part for part in parts if part.group["grid"] is None]
-            gradients = [grad_of(p) for part in off_grid for p in part.params]
-            self._observe_agreement(seen, gradients, [state for part in off_grid for state in part.states], turn)
+            params = [p for part in off_grid for p in part.params]
+            self._observe_agreement(seen, params, [state for part in off_grid for state in part.states], turn)
         self._forget_estimates(turn)
         return turn, spectra
 
     def _observe_agreement(
-        self, on_grids: list[Seen], gradients: list[Tensor], states: list[dict[str, Any]], turn: Turn
+        self, on_grids: list[Seen], params: list[Tensor], states: list[dict[str, Any]], turn: Turn
     ) -> None:
-        """Have the annealing learn from all parameters together: those on grids, and the gradients of the others."""
+        """Have the annealing learn from all parameters together: those on grids, and the others."""
+        gradients = [local_grad(p) for p in params]
         products = [each.products for each in on_grids if each.products is not None]
         known = [i for i, state in enumerate(states) if turn.compares and "second_estimate" in state]
         if known:
-            others = [states[i]["second_estimate"] for i in known]
-            products.append(products_of([gradients[i] for i in known], others, turn.halves))
+            others = [local(states[i]["second_estimate"]) for i in known]
+            compared = [gradients[i] for i in known]
+            products.append(products_over_ranks([params[i] for i in known], compared, others, turn.halves))
         annealer = self._annealer(turn.every)
         may_teach: bool | Tensor = True
         if products:
@@ -225,10 +235,10 @@ class WienerOptimizer(SmoothingOptimizer):
             if is_eager():
                 self._known_factor = None
         elif turn.remembers:
-            may_teach = annealer.judge([each.power for each in on_grids], gradients)
+            may_teach = annealer.judge([*[each.power for each in on_grids], *powers_over_ranks(params, gradients)])
         if turn.remembers:
-            for gradient, state in zip(gradients, states, strict=True):
-                keep(state, gradient, gradient.dtype, may_teach)
+            for p, state in zip(params, states, strict=True):
+                keep(state, grad_of(p), grad_of(p).dtype, may_teach)
 
     def _forget_estimates(self, turn: Turn) -> None:
         """Drop second estimates that the next gradients are not to be compared with, and go on to the next turn."""
@@ -241,7 +251,7 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def _directions(self, part: Part, observed: tuple[Turn, dict[Tensor, Tensor]]) -> Sequence[Direction]:
         if part.group["grid"] is None:
-            return [grad_of(p) for p in part.params]
+            return [local_grad(p) for p in part.params]
         turn, spectra = observed
         return [
             self._filter.direction(part.group, p, state, spectra.get(p), cached=turn.every > 1)

@@ -1,157 +1,17 @@
 """SNRAnnealing: shrink the steps of any optimizer as its gradients stop agreeing with each other."""
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer, Rprop
 
+from convopt.optim._agreement import Annealer, new_agreement
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_number, check_saved, check_share, grad_of
-from convopt.optim._outliers import judge, overwrite, powers_of
-from convopt.optim._scalars import Scalar, is_finite, is_readable, maximum, minimum, ratio, read, value_of, where, write
-from convopt.theory.smoothing import at_least_float32
-
-LOWEST_RHO = 1e-4
-"""What a reading of the agreement is at least: an estimate of almost nothing may be negative."""
-
-LOWEST_SHARE = 1e-3
-"""What the agreement is taken for at least, as a share of the reference: steps never vanish altogether."""
-
-SIGNIFICANT = 3.0
-"""Standard errors that an agreement must exceed to count as one: the largest of many is easily at two."""
-
-
-class Agreement(NamedTuple):
-    """What annealing has learnt: floats, or 0-dim tensors on a device.
-
-    Attributes:
-        steps: that the averages stand for.
-        product: average of ``<g_t, g_{t-1}>``.
-        power: average of ``|g_t|^2``.
-        square: average of ``<g_t, g_{t-1}>^2``.
-        largest: largest rho since the warm-up; 0 before.
-        usual: how large ``|g_t|^2`` usually is; see ``convopt.optim._outliers``.
-    """
-
-    steps: Scalar
-    product: Scalar
-    power: Scalar
-    square: Scalar
-    largest: Scalar
-    usual: Scalar
-
-    @property
-    def rho(self) -> Scalar:
-        """The share of the gradients' power that is signal; nan before there were two gradients."""
-        return ratio(self.product, self.power)
-
-    def standard_error(self, ema: float, every: int) -> Scalar:
-        """That of rho if there were no signal, from so many independent products of mean zero as are averaged."""
-        memory = ema**every
-        averaged = minimum(self.steps / every, (1 + memory) / (1 - memory))
-        return ratio(ratio(self.square, averaged) ** 0.5, self.power)
-
-
-class Annealer(NamedTuple):
-    """The annealing itself: what it has learnt, a vector of float64, and its options.
-
-    Attributes:
-        learnt: an :class:`Agreement`, ``(6,)``; updated in place.
-        onset, power, warmup, ema: see :class:`SNRAnnealing`.
-        every: steps from one comparison of gradients to the next.
-    """
-
-    learnt: Tensor
-    onset: float
-    power: float
-    warmup: int
-    ema: float
-    every: int = 1
-
-    def observe(self, products: Tensor) -> bool | Tensor:
-        """Take in :func:`products_of` two consecutive gradients, ``(2,)``; returns whether the later one may teach.
-
-        Nothing is learnt from a gradient that may not teach, nor where one of the two was zero.
-        """
-        product, power = read(products.to(self.learnt.device, torch.float64))
-        before = Agreement(*read(self.learnt))
-        ordinary, usual = judge(power, before.usual)
-        usable = ordinary & (product != 0) & is_finite(product)
-        after = learn(before, where(usable, product, 0.0), where(usable, power, 0.0), self)
-        values = [where(usable, new, old) for new, old in zip(after, before, strict=True)]
-        write(self.learnt, [*values[:-1], usual])
-        return ordinary
-
-    def judge(self, powers: list[Scalar], gradients: list[Tensor]) -> bool | Tensor:
-        """Whether gradients of these powers, and these, may teach, where they are compared with none yet."""
-        power = sum([*powers, *(powers_of(gradients) if gradients else ())])
-        ordinary, usual = judge(power, value_of(self.learnt[-1]))
-        self.learnt[-1] = usual
-        return ordinary
-
-    def factor(self) -> Scalar:
-        """What the step is multiplied by, in (0, 1]."""
-        learnt = Agreement(*read(self.learnt))
-        # The largest agreement there was; if none was significant, the least that would have been.
-        reference = maximum(learnt.largest, SIGNIFICANT * learnt.standard_error(self.ema, self.every))
-        share = ratio(learnt.rho, self.onset * reference)
-        bounded = minimum(maximum(share, LOWEST_SHARE), 1.0)
-        return where(learnt.steps > self.warmup, bounded**self.power, 1.0)
-
-    def rho(self) -> float:
-        """The agreement, at least 1e-4; nan before there were two gradients. Reading it waits for the device."""
-        product, power = self.learnt[1:3].tolist()
-        return max(product / power, LOWEST_RHO) if power else math.nan
-
-
-def new_agreement() -> Tensor:
-    """What an :class:`Annealer` has learnt before the first step."""
-    return torch.zeros(len(Agreement._fields), dtype=torch.float64, device="cpu")
-
-
-def learn(before: Agreement, product: Scalar, power: Scalar, annealer: Annealer) -> Agreement:
-    """The averages with one more comparison in them: plain means at first, then exponential ones."""
-    steps = before.steps + annealer.every
-    weight = maximum(annealer.every / steps, 1 - annealer.ema**annealer.every)
-    seen = before.product, before.power, before.square
-    product, power, square = (
-        average + weight * (new - average) for average, new in zip(seen, (product, power, product**2), strict=True)
-    )
-    largest = where(before.steps >= annealer.warmup, maximum(before.largest, ratio(product, power)), before.largest)
-    return Agreement(steps, product, power, square, largest, before.usual)
-
-
-def products_of(gradients: list[Tensor], others: list[Tensor], halves: bool = False) -> Tensor:
-    """Signal and total power of all gradients as one vector, from a second estimate of each: ``(2,)``, float64.
-
-    ``<g, other>`` and ``|g|^2``. With ``halves``, g is the sum of two halves' gradients and ``other`` the first half's;
-    the signal is then ``4 <other, g - other>``. Gradients may be of several shapes, precisions and devices.
-    """
-    lines = [at_least_float32(gradient).reshape(-1) for gradient in gradients]
-    pairs = [(line, other.reshape(-1).to(line.dtype)) for line, other in zip(lines, others, strict=True)]
-    total = _sum_of_products(pairs, halves)
-    if is_readable(total.device) and not 1e-30 < total[1].item() < 1e30:  # near the ends of float32's range
-        total = _sum_of_products([(line.double(), other.double()) for line, other in pairs], halves)
-    return total
-
-
-def _sum_of_products(pairs: list[tuple[Tensor, Tensor]], halves: bool) -> Tensor:
-    signals = [4 * torch.dot(other, g - other) if halves else torch.dot(g, other) for g, other in pairs]
-    powers = [torch.dot(g, g) for g, _ in pairs]
-    return torch.stack(_together([*signals, *powers])).double().view(2, -1).sum(1)
-
-
-def total_of(products: list[Tensor]) -> Tensor:
-    """The sum of several :func:`products_of`, in float64 and on the first one's device."""
-    return torch.stack(_together(products)).double().sum(0)
-
-
-def _together(tensors: list[Tensor]) -> list[Tensor]:
-    """Small tensors on one device."""
-    device = tensors[0].device
-    return tensors if all(each.device == device for each in tensors) else [each.to(device) for each in tensors]
+from convopt.optim._checks import check_integer, check_number, check_share
+from convopt.optim._compared import Compared, Sampled, Whole, compared
+from convopt.optim._shards import local_grad
+from convopt.optim._turns import turn_of
 
 
 class SNRAnnealing(Stage):
@@ -185,9 +45,13 @@ class SNRAnnealing(Stage):
     usual norm, teaches nothing.
 
     Use it as it is with gradient accumulation (one estimate per optimizer step), DistributedDataParallel (the averaged
-    gradients, hence the factor, are the same on every rank) and GradScaler (a step that is skipped is not seen). It
-    keeps one copy of the gradients. A deep copy or a pickle of it brings its optimizer along. A copy of the optimizer
-    alone is not annealed, as torch copies no hooks.
+    gradients, hence the factor, are the same on every rank), fully_shard (products are summed over ranks) and
+    GradScaler (a step that is skipped is not seen). A deep copy or a pickle of it brings its optimizer along. A copy of
+    the optimizer alone is not annealed, as torch copies no hooks.
+
+    It keeps one copy of the gradients of a small network. Of one with more than four times ``sample`` elements it
+    compares and keeps a fixed random sample: the two averages are estimated without bias, and the cost does not grow
+    with the network.
 
     Args:
         optimizer: a ``torch.optim.Optimizer`` with learning rates in its param groups that it reads at each step.
@@ -195,17 +59,20 @@ class SNRAnnealing(Stage):
         power: p, not negative: how fast they shrink then.
         warmup: steps during which the factor is 1 and the maximum is not yet taken.
         ema: factor of the averages, in [0, 1); over the first steps they are plain means.
-        read_every: steps from one reading of the factor by the host to the next. Where a learning rate is a float the
-            host must know the factor, and on an accelerator reading it waits for the device. Learning rates that are
-            tensors are scaled on the device and need no reading.
+        read_every: comparisons from one reading of the factor by the host to the next. Where a learning rate is a float
+            the host must know the factor, and on an accelerator reading it waits for the device. Learning rates that
+            are tensors are scaled on the device and need no reading.
+        sample: how many of a large network's coordinates are compared; None for all of any network.
+        every: gradients are compared at every so many steps; the averages' memory in steps stays the same. None for
+            every step where all coordinates are compared, and every fourth where a sample is.
 
     Raises:
         TypeError: ``optimizer`` is not a torch optimizer; it is a wrapper without step hooks around something unknown;
             or it does not scale each step by its learning rate, as LBFGS and Rprop.
         ValueError: an option is outside its range.
         RuntimeError: the optimizer is annealed already. Or at a step, where a gradient is sparse or complex, a
-            parameter is sharded, or a fused optimizer is given gradients that GradScaler has not unscaled. Nothing has
-            been updated then.
+            parameter is sharded as FullyShardedDataParallel does it or so that it cannot be sampled, or a fused
+            optimizer is given gradients that GradScaler has not unscaled. Nothing has been updated then.
 
     Source: the inner product of consecutive gradients as a test of stationarity is Pflug's (1983); see Chee and Toulis,
     Convergence diagnostics for stochastic gradient descent with constant learning rate (arXiv:1710.06382).
@@ -219,16 +86,21 @@ class SNRAnnealing(Stage):
         warmup: int = 200,
         ema: float = 0.999,
         read_every: int = 1,
+        sample: int | None = 2**18,
+        every: int | None = None,
     ):
         check_share("onset", onset)
         check_number("power", power, at_least=0)
         check_number("ema", ema, at_least=0, below=1)
         check_integer("warmup", warmup, at_least=0)
         check_integer("read_every", read_every, at_least=1)
+        for name, value in (("sample", sample), ("every", every)):
+            if value is not None:
+                check_integer(name, value, at_least=1)
         self._annealer = Annealer(new_agreement(), onset, power, warmup, ema)
-        self._read_every = read_every
-        self._previous: dict[Tensor, Tensor] = {}
-        self._unread = 0
+        self._read_every, self._sample, self._every = read_every, sample, every
+        self._compared: Compared = Whole()
+        self._of = self._count = self._unread = 0
         self._host_factor = 1.0
         super().__init__(optimizer)
 
@@ -243,34 +115,38 @@ class SNRAnnealing(Stage):
     def state_dict(self) -> dict[str, Any]:
         """Statistics and previous gradients (in the order of the parameters), to be saved beside the optimizer's.
 
-        Of a parameter without a previous gradient there are zeros: distributed checkpoints load into tensors.
+        Of a parameter without a previous gradient there are zeros: distributed checkpoints load into tensors. Of a
+        large network there is the sample of the gradients.
         """
-        previous = self._previous
         return {
             "statistics": self._annealer.learnt.clone(),
-            "previous": [previous[p].clone() if p in previous else torch.zeros_like(p) for p in self._params()],
+            **self._comparing().saved(self._params()),
+            "count": self._count,
             "unread": self._unread,
             "host_factor": self._host_factor,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
-        params, previous = self._params(), state_dict["previous"]
-        check_saved("a previous gradient", "previous gradients", params, previous)
+        params = self._params()
+        kept = self._comparing()
+        kept.check(state_dict, params)
         if state_dict["statistics"].shape != self._annealer.learnt.shape:
             raise ValueError(
                 f"statistics of the state_dict must have shape {tuple(self._annealer.learnt.shape)}, "
                 f"got {tuple(state_dict['statistics'].shape)}"
             )
-        self._previous = {
-            p: gradient.to(p.device, copy=True) for p, gradient in zip(params, previous, strict=True) if gradient.any()
-        }
+        kept.load(state_dict, params)
         learnt = state_dict["statistics"].to(params[0].device, torch.float64, copy=True)
         self._annealer = self._annealer._replace(learnt=learnt)
+        self._count = state_dict.get("count", 0)  # a checkpoint from before there was `every` has none
         self._unread, self._host_factor = state_dict["unread"], state_dict["host_factor"]
 
     def check(self, active: Active) -> None:
-        """RuntimeError if the optimizer anneals itself, TypeError if its steps do not follow its groups' ``lr``."""
+        """RuntimeError if the optimizer anneals itself or its parameters are sharded in a way that cannot be sampled.
+
+        TypeError if its steps do not follow its groups' ``lr``.
+        """
         if isinstance(self.optimizer, Rprop):
             raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
         for group in self.optimizer.param_groups:
@@ -284,20 +160,26 @@ class SNRAnnealing(Stage):
                 f"{type(self.optimizer).__name__} anneals itself: make it with snr_annealing=False, or do without "
                 "SNRAnnealing"
             )
+        if active:
+            self._comparing()
 
     def observe(self, active: Active) -> None:
-        """Compare the gradients with those of the step before."""
-        gradients = {p: grad_of(p) for _, params in active for p in params}
-        # A parameter that had no gradient at the last step has none to compare with.
-        previous = {p: g for p, g in self._previous.items() if p in gradients and g.shape == p.shape}
+        """Compare the gradients with those of an earlier step."""
+        kept = self._comparing()
+        turn = turn_of(self._count, self._annealer.every, resting=False)
+        self._count, self._unread = turn.following, self._unread + turn.compares
+        if not turn.learns:
+            return
+        seen = kept.look({p: local_grad(p) for _, params in active for p in params})
         ordinary: bool | Tensor = True
-        if previous:
-            products = products_of([gradients[p] for p in previous], list(previous.values()))
+        products = kept.products(seen) if turn.compares else None
+        if products is not None:
             self._move_to(products.device)
             ordinary = self._annealer.observe(products)
-        remember(previous, gradients, ordinary)
-        self._previous = previous
-        self._unread += 1
+        elif not turn.compares:
+            ordinary = self._annealer.judge(kept.powers(seen))
+        if turn.remembers:
+            kept.keep(seen, ordinary)
 
     def scaled(self, group: dict[str, Any]) -> float | Tensor:
         """The group's learning rate times the factor: a new tensor for a tensor, which several groups may share."""
@@ -311,19 +193,17 @@ class SNRAnnealing(Stage):
             self._host_factor, self._unread = self.factor(), 0
         return self._host_factor
 
+    def _comparing(self) -> Compared:
+        """What is kept of the gradients; a sample is drawn anew when the optimizer's parameters change."""
+        params = self._params()
+        if len(params) != self._of:
+            new = compared(params, self._sample)
+            if isinstance(new, Sampled) or isinstance(self._compared, Sampled) or not self._of:
+                self._compared, self._count = new, 0
+                self._annealer = self._annealer._replace(every=self._every or new.every)
+            self._of = len(params)
+        return self._compared
+
     def _move_to(self, device: torch.device) -> None:
         if self._annealer.learnt.device != device:
             self._annealer = self._annealer._replace(learnt=self._annealer.learnt.to(device))
-
-
-def remember(previous: dict[Tensor, Tensor], gradients: dict[Tensor, Tensor], may_teach: bool | Tensor) -> None:
-    """Keep copies of gradients in ``previous``; zeros, with which nothing is compared, if they may not teach."""
-    known = [p for p in gradients if p in previous]
-    if may_teach is True and known:
-        torch._foreach_copy_([previous[p] for p in known], [gradients[p] for p in known])
-    else:
-        for p in known:
-            overwrite(previous[p], gradients[p], may_teach)
-    for p, gradient in gradients.items():
-        if p not in previous:
-            previous[p] = gradient.clone()

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from convopt.optim._agreement import products_over_ranks
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_saved, check_share, grad_of
+from convopt.optim._checks import check_integer, check_saved, check_share
 from convopt.optim._scalars import is_finite, is_readable, read, where, write
-from convopt.optim.annealing import products_of
+from convopt.optim._shards import as_part_of, by_owner, local, local_grad, part_for, summed
 from convopt.theory.smoothing import at_least_float32
 
 
@@ -62,8 +63,8 @@ class WeightAveraging(Stage):
             no module.
         ValueError: an option is outside its range.
         RuntimeError: the optimizer's weights are averaged already. Or at a step, where a gradient is sparse or complex,
-            a parameter is sharded, a fused optimizer is given gradients that GradScaler has not unscaled, or inside of
-            :meth:`averaged`. Nothing has been updated then.
+            a parameter is sharded as FullyShardedDataParallel does it, a fused optimizer is given gradients that
+            GradScaler has not unscaled, or inside of :meth:`averaged`. Nothing has been updated then.
 
     Source: the average is the polynomial-decay averaging of Shamir and Zhang, Stochastic gradient descent for
     non-smooth optimization (arXiv:1212.1824), section 4, with eta = 1 / s - 1. The slope is ours.
@@ -107,7 +108,7 @@ class WeightAveraging(Stage):
         if not self.helps():
             yield False
             return
-        own = {tensor: tensor.detach().clone() for tensor in self._averages}
+        own = {tensor: local(tensor.detach()).clone() for tensor in self._averages}
         self._is_averaged = True
         try:
             _copy(self._averages)
@@ -124,16 +125,14 @@ class WeightAveraging(Stage):
         return {
             "steps": self._steps,
             "learnt": self._learnt.clone(),
-            "averages": [self._averages.get(each, at_least_float32(each.detach())).clone() for each in self._all()],
+            "averages": [as_part_of(each, self._average_or_value(each).clone()) for each in self._all()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
         tensors, averages = self._all(), state_dict["averages"]
         check_saved("an average", "averages", tensors, averages)
-        self._averages = {
-            tensor: average.to(tensor.device, copy=True) for tensor, average in zip(tensors, averages, strict=True)
-        }
+        self._averages = {tensor: part_for(tensor, average) for tensor, average in zip(tensors, averages, strict=True)}
         self._learnt = state_dict["learnt"].to(tensors[0].device, torch.float64, copy=True)
         self._steps = state_dict["steps"]
 
@@ -152,18 +151,24 @@ class WeightAveraging(Stage):
             return
         tensors = [*params, *self._buffers()]
         averages = [self._average_of(each) for each in tensors]
-        weights = [each.detach().to(average.dtype) for each, average in zip(tensors, averages, strict=True)]
+        weights = [local(each.detach()).to(average.dtype) for each, average in zip(tensors, averages, strict=True)]
         ways = list(torch._foreach_sub(weights, averages))
-        distance = _norm(ways[: len(params)])
-        self._learn(products_of([grad_of(p) for p in params], ways[: len(params)]), distance)
+        of_params = ways[: len(params)]
+        distance = _norm(params, of_params)
+        self._learn(products_over_ranks(params, [local_grad(p) for p in params], of_params), distance)
         looks = (self._steps - 1) // self._every
         for average, way in zip(averages, _unless_infinite(ways, distance), strict=True):
             average.add_(way, alpha=1 / (1 + self._share * looks))
 
     def _average_of(self, tensor: Tensor) -> Tensor:
         if tensor not in self._averages:
-            self._averages[tensor] = at_least_float32(tensor.detach()).clone()
+            self._averages[tensor] = self._average_or_value(tensor).clone()
         return self._averages[tensor]
+
+    def _average_or_value(self, tensor: Tensor) -> Tensor:
+        """What this rank holds of a tensor's average, or where there is none yet, of its value."""
+        average = self._averages.get(tensor)
+        return at_least_float32(local(tensor.detach())) if average is None else average
 
     def _learn(self, products: Tensor, distance: Tensor) -> None:
         """Take in the cosine between gradient and way, from their inner product, the gradient's power and the way."""
@@ -183,10 +188,15 @@ class WeightAveraging(Stage):
         return self._params() + self._buffers()
 
 
-def _norm(parts: list[Tensor]) -> Tensor:
-    """Of a vector in several parts: 0-dim, float64, on the first one's device."""
-    norms = torch._foreach_norm(parts)
-    return torch.stack([norm.to(parts[0].device, torch.float64) for norm in norms]).square().sum().sqrt()
+def _norm(params: list[Tensor], parts: list[Tensor]) -> Tensor:
+    """Of a vector whose parts are spread like the parameters: 0-dim, float64, on the first one's device."""
+    norms = dict(zip(params, torch._foreach_norm(parts), strict=True))
+    device = parts[0].device
+    squares = [
+        summed(torch.stack([norms[p].to(device, torch.float64) for p in members]).square().sum(), owner)
+        for owner, members in by_owner(params).items()
+    ]
+    return sum(squares[1:], squares[0]).sqrt()
 
 
 def _unless_infinite(ways: list[Tensor], distance: Tensor) -> list[Tensor]:
@@ -199,4 +209,4 @@ def _unless_infinite(ways: list[Tensor], distance: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def _copy(values: dict[Tensor, Tensor]) -> None:
     for tensor, value in values.items():
-        tensor.copy_(value)
+        local(tensor).copy_(value)

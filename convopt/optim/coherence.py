@@ -6,10 +6,13 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
-from convopt.optim._checks import grad_of
+from convopt.optim._checks import grad_of, is_distributed
 from convopt.optim._outliers import judge, new_usual_power, overwrite
 from convopt.optim._scalars import Scalar, is_finite, is_readable, value_of
+from convopt.optim._shards import check_rows, local, local_grad, owner_of, summed
+from convopt.optim._turns import Turn
 from convopt.optim.grids import spatial_axes
 from convopt.theory.smoothing import at_least_float32
 from convopt.theory.spectrum import (
@@ -50,29 +53,6 @@ class Coherence(NamedTuple):
     gain: Tensor
 
 
-class Turn(NamedTuple):
-    """What a step does with second estimates of its gradients.
-
-    Attributes:
-        compares: whether gradients are compared with them.
-        remembers: whether gradients are kept as those of the next comparison.
-        every: how many steps a comparison stands for.
-        halves: whether second estimates are gradients of a half of the batch.
-        following: the count of the next step.
-    """
-
-    compares: bool
-    remembers: bool
-    every: int
-    halves: bool
-    following: int
-
-    @property
-    def learns(self) -> bool:
-        """Whether it does anything."""
-        return self.compares or self.remembers
-
-
 class Seen(NamedTuple):
     """What a step has seen of one parameter.
 
@@ -85,14 +65,13 @@ class Seen(NamedTuple):
     power: Scalar
 
 
-def turn_of(count: int, every: int, resting: bool, halves: bool = False) -> Turn:
-    """The turn of the step number ``count`` of every ``every``: the first compares, the last remembers.
-
-    A ``resting`` step, whose learning rate is 0, does nothing and does not count.
-    """
-    if resting:
-        return Turn(False, False, every, halves, count)
-    return Turn(count == 0, count == every - 1 and not halves, every, halves, (count + 1) % every)
+def check_shards(options: Options, name: str, p: Tensor) -> None:
+    """RuntimeError where a parameter is sharded, and not into whole grids one after the other."""
+    if is_distributed(p):
+        reason = f"which parts its grid {tuple(options['grid'])}: only rows that each hold whole grids can be sharded"
+        check_rows(p, f"parameter {name}", reason)
+        if owner_of(p) and p.numel() // p.shape[0] % math.prod(options["grid"]):
+            raise RuntimeError(f"parameter {name} of shape {tuple(p.shape)} is sharded along its first axis, {reason}")
 
 
 class GridFilter:
@@ -112,14 +91,15 @@ class GridFilter:
         return {
             "coherence": (2, len(bands.weights)),
             "usual_power": (),
-            "second_estimate": (frequencies, p.numel() // frequencies),
+            "second_estimate": tuple(p.shape) if is_distributed(p) else (frequencies, p.numel() // frequencies),
         }
 
     def zeros(self, options: Options, p: Tensor) -> State:
         """The state of a parameter of which nothing has been learnt, with a second estimate that teaches nothing."""
         dtypes = {"coherence": at_least_float32(p[:0]).dtype, "usual_power": torch.float64, "second_estimate": p.dtype}
         shapes = self.shapes(options, p)
-        return {name: torch.zeros(shapes[name], dtype=dtype, device=p.device) for name, dtype in dtypes.items()}
+        state = {name: torch.zeros(shapes[name], dtype=dtype, device=p.device) for name, dtype in dtypes.items()}
+        return {**state, "second_estimate": torch.zeros_like(p)} if is_distributed(p) else state
 
     def bands(self, options: Options, dtype: torch.dtype, device: torch.device) -> Bands:
         """The bands of the options' grid."""
@@ -130,7 +110,7 @@ class GridFilter:
 
     def init(self, options: Options, p: Tensor, state: State) -> None:
         """Make the state of a parameter, anew if it was made for another grid or kind of gain."""
-        gradient = at_least_float32(grad_of(p))
+        gradient = at_least_float32(local_grad(p))
         bands = len(self.bands(options, gradient.dtype, gradient.device).weights)
         if "coherence" not in state or state["coherence"].shape != (2, bands):
             self.forget(p, state)
@@ -138,16 +118,26 @@ class GridFilter:
             state["usual_power"] = new_usual_power(p.device)
 
     def spectrum(self, options: Options, p: Tensor) -> Tensor:
-        """The gradient in the basis of the DCT, ``(frequencies, fields)``."""
-        gradient = at_least_float32(grad_of(p))
+        """What this rank holds of the gradient, in the basis of the DCT: ``(frequencies, fields)``."""
+        gradient = at_least_float32(local_grad(p))
         return fields_to_spectrum(gradient, self.bands(options, gradient.dtype, gradient.device).bases)
+
+    def estimate(self, options: Options, p: Tensor) -> Tensor:
+        """The gradient in the form in which it is kept for a comparison.
+
+        Of a sharded parameter it is the gradient itself, whose shape tells a checkpoint which rank has which part.
+        """
+        return grad_of(p) if is_distributed(p) else self.spectrum(options, p)
 
     def observe(self, options: Options, p: Tensor, state: State, spectrum: Tensor, turn: Turn) -> "Seen":
         """Learn from a gradient by its spectrum."""
-        other = state.get("second_estimate") if turn.compares else None
-        observed = None if other is None else band_products(spectrum, other, turn.halves)
+        other, owner = state.get("second_estimate") if turn.compares else None, owner_of(p)
+        if other is not None and is_distributed(p):
+            bases = self.bands(options, spectrum.dtype, spectrum.device).bases
+            other = fields_to_spectrum(local(other).to(spectrum.dtype), bases)
+        observed = None if other is None else summed(band_products(spectrum, other, turn.halves), owner)
         products = None if observed is None else observed.sum(1)
-        power = torch.linalg.vector_norm(spectrum).double().square() if products is None else products[1]
+        power = products[1] if products is not None else summed(vector_norm(spectrum).double().square(), owner)
         ordinary, usual = judge(value_of(power), value_of(state["usual_power"]))
         state["usual_power"].copy_(usual) if isinstance(usual, Tensor) else state["usual_power"].fill_(usual)
         if observed is not None and products is not None:
@@ -156,7 +146,7 @@ class GridFilter:
             if usable is not False:
                 self._learn(options, p, state, observed, usable, turn)
         if turn.remembers:
-            keep(state, spectrum, p.dtype, ordinary)
+            keep(state, grad_of(p) if is_distributed(p) else spectrum, p.dtype, ordinary)
         return Seen(products, value_of(power))
 
     def _learn(
@@ -170,11 +160,11 @@ class GridFilter:
         self._made.pop(p, None)
 
     def direction(self, options: Options, p: Tensor, state: State, spectrum: Tensor | None, cached: bool) -> Tensor:
-        """The gradient after the filter. Its ``spectrum``, where it is at hand, is used up.
+        """What this rank holds of the gradient, after the filter. Its ``spectrum``, where it is at hand, is used up.
 
         ``cached`` says that the filter will serve again before more is learnt.
         """
-        gradient = at_least_float32(grad_of(p))
+        gradient = at_least_float32(local_grad(p))
         bases, response = self._filter(options, p, state, gradient, cached)
         if spectrum is None:
             spectrum = fields_to_spectrum(gradient, bases)
@@ -182,7 +172,7 @@ class GridFilter:
             by_axis = spectrum.view(*[basis.shape[1] for basis in bases], -1)
             spectrum = by_axis[tuple(slice(len(basis)) for basis in bases)].reshape(len(response), -1)
         spectrum *= response
-        return spectrum_to_fields(spectrum, bases).to(p.dtype).view(p.shape)
+        return spectrum_to_fields(spectrum, bases).to(p.dtype).view(gradient.shape)
 
     def forget(self, p: Tensor, state: State, coherence: bool = True) -> None:
         """Forget the filter of a parameter, and unless ``coherence`` is False what it was made from."""
@@ -234,7 +224,7 @@ def keep(state: State, gradient: Tensor, dtype: torch.dtype, ordinary: bool | Te
     """Keep a gradient, as it is or as a spectrum, as what the next one is compared with; zeros if it may not teach."""
     if "second_estimate" not in state:
         state["second_estimate"] = torch.zeros_like(gradient, dtype=dtype)
-    overwrite(state["second_estimate"], gradient, ordinary)
+    overwrite(local(state["second_estimate"]), local(gradient), ordinary)
 
 
 def scaled_gain(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]:

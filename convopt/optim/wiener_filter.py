@@ -9,7 +9,9 @@ from torch.optim import Optimizer
 
 from convopt.optim._attach import Active, Stage
 from convopt.optim._checks import check_choice, check_integer, check_number, grad_of, named_params
-from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State, Turn, turn_of
+from convopt.optim._shards import local
+from convopt.optim._turns import Turn, turn_of
+from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State, check_shards
 from convopt.optim.grids import check_grid
 
 
@@ -41,8 +43,8 @@ class WienerFilter(Stage):
         ValueError: an option is outside its range; no group has a grid; or a grid does not multiply to trailing axes of
             a parameter.
         RuntimeError: the optimizer is filtered already. Or at a step, where a gradient is sparse or complex, a
-            parameter is sharded, or a fused optimizer is given gradients that GradScaler has not unscaled. Nothing has
-            been updated then.
+            parameter is sharded so that its grid is parted, or a fused optimizer is given gradients that GradScaler has
+            not unscaled. Nothing has been updated then.
 
     Source: as for :class:`WienerSGD`.
     """
@@ -103,7 +105,7 @@ class WienerFilter(Stage):
                         "state_dict is of another network, grid or gain"
                     )
         self._state = {
-            p: {key: tensor.to(p.device, copy=True) for key, tensor in state.items()}
+            p: {key: tensor.clone().to(p.device) for key, tensor in state.items()}
             for (_, _, p), state in zip(on_grids, saved, strict=True)
         }
         self._count, self._filter = state_dict["count"], GridFilter()
@@ -114,6 +116,7 @@ class WienerFilter(Stage):
             raise RuntimeError(f"{type(self.optimizer).__name__} filters its gradients itself")
         for options, name, p in self._on_grids():
             check_grid(options["grid"], p.shape, name)
+            check_shards(options, name, p)
 
     def observe(self, active: Active) -> None:
         """Compare the gradients on grids with those of an earlier step."""
@@ -146,7 +149,8 @@ class WienerFilter(Stage):
                 self._filter.init(options, p, state)
                 direction = self._filter.direction(options, p, state, spectra.get(p), cached=self._every > 1)
                 # torch's fused optimizers take the gradient's layout for the parameter's.
-                filtered[p] = torch.empty_like(grad_of(p)).copy_(direction)
+                filtered[p] = torch.empty_like(grad_of(p))
+                local(filtered[p]).copy_(direction)
         return filtered
 
     def _on_grids(self) -> Iterator[tuple[Options, str, Tensor]]:

@@ -28,7 +28,7 @@ from convopt.lab.methods.method import (
     of_groups,
     to_each,
 )
-from convopt.optim.annealing import products_of
+from convopt.optim._agreement import products_of
 
 
 def _sgd(groups: Groups, setup: Setup, pixel_kernel: tuple[str, int] | None = None, **options: Any) -> Optimizer:
