@@ -97,19 +97,6 @@ class TestGradientAgreementFiltering:
         assert not math.isfinite(loss)
 
 
-def test_cautious_steps_go_down_the_gradient_only_and_keep_their_mean_length():
-    p = nn.Parameter(torch.zeros(4))
-    optimizer = torch.optim.SGD([p], lr=1.0, momentum=0.9)
-    p.grad = torch.ones(4)
-    optimizer.step()
-    related.Cautious(optimizer)
-    before = p.detach().clone()
-    p.grad = torch.tensor([1.0, 0.5, -0.1, -0.2])  # the momentum still goes down in all four
-    optimizer.step()
-    expected = -torch.tensor([1.9, 1.4, 0.0, 0.0]) * 2
-    torch.testing.assert_close(p.detach() - before, expected)
-
-
 def test_hypergradients_raise_the_rate_where_steps_go_on_downwards_and_lower_it_where_they_bounce():
     p = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([p], lr=1.0)

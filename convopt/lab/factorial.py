@@ -7,11 +7,10 @@ import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
-    BUILT_ON,
     CELLS,
+    COMPARED_WITH,
     CONDITIONS,
     ELSEWHERE,
-    FILTERED,
     GRADIENTS,
     INPUTS,
     NAMES,
@@ -78,14 +77,8 @@ def questions_elsewhere() -> list[Pair]:
 
 def questions_of_related() -> list[Pair]:
     """What is asked of the methods of others, which are corrected together."""
-    return [
-        *(Pair(_asked_of(control), name, control) for name, control in BUILT_ON.items()),
-        *(Pair("Is it more than the Wiener filter?", name, control) for name, control in FILTERED.items()),
-    ]
-
-
-def _asked_of(control: str) -> str:
-    return "Does SNRAnnealing around it help?" if control in RELATED else "Is it more than a cosine?"
+    questions = {"raw gradient": "Is it more than a cosine?", "Wiener filter": "Is it more than the Wiener filter?"}
+    return [Pair(questions[gradient], name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED]
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
@@ -110,17 +103,12 @@ def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interva
 
 
 def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
-    """What each method of others adds, in points, by the gradient that a tuned cosine has and by the method.
-
-    A method that is annealed stands beside one that is not: against that its gain has no place here.
-    """
-    found = {}
-    for gradient, controls in {"raw gradient": BUILT_ON, "Wiener filter": FILTERED}.items():
-        for name in FILTERED:
-            comparison = compare(results, Pair("", name, controls[name]))
-            if comparison is not None:
-                found[gradient, name] = comparison.interval
-    return found
+    """What each method of others adds to SGD with a cosine, in points, by the gradient of that and by the method."""
+    pairs = {
+        (gradient, name): Pair("", name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED
+    }
+    compared = {place: compare(results, pair) for place, pair in pairs.items()}
+    return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}
 
 
 def chosen_table(results: Results, name: str) -> Table:

@@ -14,7 +14,6 @@ from convopt.lab.methods.baselines import from_library
 from convopt.lab.methods.controls import mean_factor
 from convopt.lab.methods.method import (
     ANNEALINGS,
-    FILTERS,
     OPTIMIZERS,
     Batch,
     Method,
@@ -22,7 +21,6 @@ from convopt.lab.methods.method import (
     Wrapper,
     of_groups,
     step,
-    stepping,
     to_each,
 )
 
@@ -100,47 +98,11 @@ def _agreement_filtered(groups: Any, threshold: float, **options: Any) -> Optimi
 
 OPTIMIZERS |= {
     "MSVAG": Method(from_library("pytorch_optimizer", "MSVAG")),
-    "MARS": Method(from_library("pytorch_optimizer", "MARS")),
-    "SOAP": Method(from_library("pytorch_optimizer", "SOAP")),
-    "Prodigy": Method(from_library("pytorch_optimizer", "Prodigy")),
     "SGDF": Method(of_groups(SGDF)),
     # Chaubard et al. (arXiv:2412.18052), algorithm 1, with two micro-batches: no step where the cosine distance of
     # their gradients exceeds the threshold
     "gradient agreement filtering": Method(of_groups(_agreement_filtered), _in_agreement, _step_where_halves_agree),
 }
-
-
-class Cautious:
-    """Takes out of an optimizer's steps what the gradient points against, and lengthens the rest to make up for it.
-
-    Source: Liang et al., Cautious optimizers (arXiv:2411.16085), algorithm 2. The whole step is masked, decoupled
-    weight decay included.
-    """
-
-    def __init__(self, optimizer: Optimizer):
-        self._before: list[Tensor] = []
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is kept from step to step."""
-        return {}
-
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._before = [p.detach().clone() for group in optimizer.param_groups for p in group["params"]]
-
-    @torch.no_grad()
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        for p, before in zip(params, self._before, strict=True):
-            moved = p - before
-            mask = (moved * p.grad < 0).to(p.dtype)
-            p.copy_(before + moved * mask / mask.mean().clamp(min=1e-3))
-
-
-FILTERS["cautious"] = Wrapper(
-    lambda optimizers, _: {name: Cautious(stepping(optimizer)) for name, optimizer in optimizers.items()}
-)
 
 
 class Hypergradient:
