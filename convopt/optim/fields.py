@@ -100,7 +100,8 @@ class FieldLaw(AdamWLaw):
             state["step"] += 1
             average, step, power = state["exp_avg"], state["step"], state["power"]
             average.lerp_(direction, 1 - beta1)
-            root = (power / (1 - beta2**step)).sqrt() + group["eps"]
+            # Counted apart from the steps, which a checkpoint of AdamW brings. Before the first, a step is at rest.
+            root = (power / (1 - beta2 ** max(state["seen"], 1))).sqrt() + group["eps"]
             scale = lr / (1 - beta1**step) / root
             if group["weight_decay"]:
                 p.mul_(1 - lr * group["weight_decay"])
@@ -227,7 +228,7 @@ class FieldAdam(SmoothingOptimizer):
         if group["grid"] is None:
             return {}
         fields, size = p.numel() // math.prod(group["grid"]), math.prod(group["grid"])
-        rings = len(self._rings_of(group, torch.zeros(())).sizes)
+        rings = len(self._rings_of(group, torch.zeros((), dtype=torch.float32, device="cpu")).sizes)
         return {
             "previous": (size, fields),
             "rings": (6, fields, rings),
@@ -239,8 +240,7 @@ class FieldAdam(SmoothingOptimizer):
     def _option_changed(self, group: dict[str, Any], name: str) -> None:
         if name == "grid":
             for p in group["params"]:
-                for known in ("previous", "rings", "law", "power", "seen"):
-                    self.state.get(p, {}).pop(known, None)
+                self.state.pop(p, None)
 
     def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
         if group["grid"] is None or "law" in state:

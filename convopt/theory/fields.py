@@ -36,8 +36,8 @@ TOLERANCE = 0.5
 PRIOR_LOG_SCALE, PRIOR_LOG_SCALE_DEVIATION = math.log(0.3), 3.0
 PRIOR_EXPONENT_DEVIATION = 0.25
 
-LOG_SCALES = torch.arange(-7.0, 5.25, 0.5, device="cpu")
-EXPONENTS = torch.arange(0.25, 3.25, 0.25, device="cpu")
+LOG_SCALES = torch.arange(-7.0, 5.25, 0.5, dtype=torch.float64, device="cpu")
+EXPONENTS = torch.arange(0.25, 3.25, 0.25, dtype=torch.float64, device="cpu")
 
 
 class PowerLaw(NamedTuple):
@@ -68,8 +68,9 @@ def laplacian_eigenvalues(shape: Sequence[int]) -> Tensor:
 
 
 def prior_law(fields: int, axes: int) -> PowerLaw:
-    """The power law where nothing is known yet, for fields of so many ``axes``: that of edges."""
-    return PowerLaw(torch.full((fields,), PRIOR_LOG_SCALE), torch.full((fields,), (axes + 1) / 2))
+    """The power law where nothing is known yet, for fields of so many ``axes``: that of edges, in float64 on the CPU."""
+    scale, exponent = ([value] * fields for value in (PRIOR_LOG_SCALE, (axes + 1) / 2))
+    return PowerLaw(*torch.tensor([scale, exponent], dtype=torch.float64, device="cpu"))
 
 
 def reconstruction_gain(law: PowerLaw, eigenvalues: Tensor) -> Tensor:
