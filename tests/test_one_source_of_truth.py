@@ -172,7 +172,7 @@ class TestCheckpoints:
         params = new_params()
         optimizer = base(groups_of(params))
         train(Subject(optimizer, True), params, gradients(3))
-        own = {"warmup": 7, "every": 3} if cls in WIENER else {"kernel_size": 3}
+        own = {"warmup": 7, "every": 3} if cls in WIENER else {"every": 3} if cls is FieldAdam else {"kernel_size": 3}
         subject = make(cls, params, **own)
         saved = copy.deepcopy(optimizer.state_dict())
         subject.optimizer.load_state_dict(saved)

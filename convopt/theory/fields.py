@@ -68,7 +68,7 @@ def laplacian_eigenvalues(shape: Sequence[int]) -> Tensor:
 
 
 def prior_law(fields: int, axes: int) -> PowerLaw:
-    """The power law where nothing is known yet, for fields of so many ``axes``: that of edges, in float64 on the CPU."""
+    """The power law where nothing is known yet, that of edges, for fields of so many ``axes``; float64 on the CPU."""
     scale, exponent = ([value] * fields for value in (PRIOR_LOG_SCALE, (axes + 1) / 2))
     return PowerLaw(*torch.tensor([scale, exponent], dtype=torch.float64, device="cpu"))
 
