@@ -29,12 +29,12 @@ class Learnt(NamedTuple):
 
     Attributes:
         law: the ratio of signal and noise of the whole gradient, a power law for each field.
-        frequency: of each ring, as a share of the Nyquist frequency.
+        eigenvalue: of the Laplacian, the mean of each ring: ``w^2`` at a low angular frequency w.
         gain: the mean gain on each ring, ``(fields, rings)``.
     """
 
     law: PowerLaw
-    frequency: Tensor
+    eigenvalue: Tensor
     gain: Tensor
 
 
@@ -44,30 +44,35 @@ class Rings(NamedTuple):
     Attributes:
         bases: for each axis the DCT as a matrix.
         eigenvalues: of the Laplacian at each frequency, ``(frequencies,)``.
-        pooling: ``(frequencies, rings)``: by it, a spectrum becomes its mean over each ring.
-        sizes: how many frequencies each ring holds; 0 for the constant's, which says nothing of the others.
+        bins: the ring of each frequency, ``(frequencies,)``.
+        sizes: how many frequencies each ring holds, ``(rings,)``.
+        pooled: the mean eigenvalue of each ring, ``(rings,)``.
     """
 
     bases: tuple[Tensor, ...]
     eigenvalues: Tensor
-    pooling: Tensor
+    bins: Tensor
     sizes: Tensor
+    pooled: Tensor
+
+    def means(self, spectrum: Tensor) -> Tensor:
+        """The mean over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
+        return ring_sums(spectrum, self.bins, len(self.sizes)) / self.sizes[:, None]
+
+
+def ring_sums(spectrum: Tensor, bins: Tensor, rings: int) -> Tensor:
+    """The sum over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
+    return spectrum.new_zeros(rings, spectrum.shape[1]).index_add_(0, bins, spectrum)
 
 
 def rings_of(grid: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rings:
-    """As many rings as the grid's longest axis is long."""
-    bins = radial_bins(grid, max(grid)).flatten()
-    members = torch.nn.functional.one_hot(bins, max(grid)).double()
-    sizes = members.sum(0)
-    members, sizes = members[:, sizes > 0], sizes[sizes > 0]
-    informative = sizes.clone()
-    informative[0] = 0
-    return Rings(
-        tuple(dct_matrix(length).to(device, dtype) for length in grid),
-        laplacian_eigenvalues(grid).flatten().to(device, dtype),
-        (members / sizes).to(device, dtype),
-        informative.to(device, dtype),
-    )
+    """As many rings as the grid's longest axis is long, without those that hold no frequency."""
+    eigenvalues = laplacian_eigenvalues(grid).flatten()
+    _, bins, sizes = torch.unique(radial_bins(grid, max(grid)).flatten(), return_inverse=True, return_counts=True)
+    pooled = ring_sums(eigenvalues[:, None], bins, len(sizes))[:, 0] / sizes
+    exact = (each.to(device, dtype) for each in (sizes, pooled))
+    bases = tuple(dct_matrix(length).to(device, dtype) for length in grid)
+    return Rings(bases, eigenvalues.to(device, dtype), bins.to(device), *exact)
 
 
 class FieldLaw(AdamWLaw):
@@ -174,6 +179,7 @@ class FieldAdam(SmoothingOptimizer):
         fused: bool | None = None,
     ):
         self._rings: dict[Any, Rings] = {}
+        self._gains: dict[Tensor, Tensor] = {}
         super().__init__(
             params,
             {
@@ -192,7 +198,7 @@ class FieldAdam(SmoothingOptimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a checkpoint or pickle."""
-        self._rings = {}
+        self._rings, self._gains = {}, {}
         super().__setstate__(state)
 
     def learnt(self) -> dict[str, Learnt]:
@@ -203,9 +209,8 @@ class FieldAdam(SmoothingOptimizer):
                 if group["grid"] is not None and "law" in self.state.get(p, {}):
                     law = PowerLaw(*self.state[p]["law"].cpu())
                     rings = self._rings_of(group, law.log_scale)
-                    gain = reconstruction_gain(law, rings.eigenvalues) @ rings.pooling
-                    share = (rings.eigenvalues.sqrt() @ rings.pooling) / math.pi
-                    found[name] = Learnt(law, share, gain)
+                    gain = rings.means(reconstruction_gain(law, rings.eigenvalues).T).T
+                    found[name] = Learnt(law, rings.pooled, gain)
         return found
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -241,6 +246,7 @@ class FieldAdam(SmoothingOptimizer):
         if name == "grid":
             for p in group["params"]:
                 self.state.pop(p, None)
+                self._gains.pop(p, None)
 
     def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
         if group["grid"] is None or "law" in state:
@@ -272,8 +278,10 @@ class FieldAdam(SmoothingOptimizer):
             if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
                 batches = group["batches"] or state["seen"]
                 state["law"].copy_(torch.stack(fitted_law(state["rings"], rings, batches, len(group["grid"]))))
-        gain = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
-        filtered = gain * spectrum
+                self._gains.pop(p, None)
+        if p not in self._gains:
+            self._gains[p] = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
+        filtered = self._gains[p] * spectrum
         if not is_at_rest(group["lr"]):
             state["power"].lerp_(torch.linalg.vecdot(spectrum, filtered, dim=0) / len(spectrum), 1 - group["betas"][1])
         return spectrum_to_fields(filtered, rings.bases).view(p.shape)
@@ -311,8 +319,8 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
     seen = state["seen"] = state["seen"] + 1
     comparisons = seen - 1
     if comparisons:
-        products = torch.stack([spectrum * state["previous"], spectrum.square()])
-        means = products.transpose(1, 2) @ rings.pooling
+        products = spectrum * state["previous"], spectrum.square()
+        means = torch.stack([rings.means(each).T for each in products])
         recent.lerp_(means, 1 - min(RECENT, 1 - 1 / comparisons))
         block += means
     state["previous"].copy_(spectrum)
@@ -320,6 +328,7 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
         length = comparisons if comparisons == FIRST_BLOCK else comparisons // 2
         mean, power = block / length
         spread = power / (rings.sizes * length).sqrt()
+        spread[:, 0] = math.inf  # the constant's ring says nothing of the others
         higher = mean - CERTAINTY * spread > signal - CERTAINTY * error
         signal.copy_(torch.where(higher, mean, signal))
         error.copy_(torch.where(higher, spread, error))
@@ -332,5 +341,4 @@ def fitted_law(statistics: Tensor, rings: Rings, batches: int, axes: int) -> Pow
     # Where the last gradients happen to agree entirely there is still some noise.
     noise = torch.maximum(power - product.clamp_min(0), 1e-3 * power)
     per_noise = batches / noise
-    eigenvalues = rings.eigenvalues @ rings.pooling
-    return fit_power_law(signal * per_noise, error * per_noise, eigenvalues, axes)
+    return fit_power_law(signal * per_noise, error * per_noise, rings.pooled, axes)
