@@ -23,6 +23,7 @@ from torch.testing._internal.common_optimizers import (
 from convopt import (
     ConvolutionalSGD,
     ConvolutionalSGDv2,
+    FieldAdam,
     LaplacianSmoothingSGD,
     LocalLossConvSGD,
     WienerAdamW,
@@ -67,6 +68,7 @@ PARTICULAR = [
         {"foreach": False, "snr_annealing": False},
         impls=("for-loop", "foreach", "fused"),
     ),
+    _info(FieldAdam, "AdamW", {"every": 1}, {"batches": 4}, impls=("for-loop", "foreach", "fused")),
     _info(
         WienerAdamW,
         "AdamW",
@@ -106,9 +108,9 @@ def refused_arguments() -> Iterator[tuple[OptimizerInfo, Any, type[Exception], s
 
 
 def make(info: OptimizerInfo, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-    """The optimizer over all of ``convolutional_model``; the Wiener ones are told what looks at images."""
+    """The optimizer over all of ``convolutional_model``; those that take a grid are told what looks at images."""
     options = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in options.items()}
-    if info.optim_cls in (WienerSGD, WienerAdamW):
+    if info.optim_cls in (FieldAdam, WienerSGD, WienerAdamW):
         dtype = next(model.parameters()).dtype
         groups, _ = spatial_param_groups(model, torch.zeros(1, 1, 8, 8, dtype=dtype), smallest_kernel=3)
         return info.optim_cls(groups, **options)

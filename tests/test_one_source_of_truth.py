@@ -17,9 +17,10 @@ from subjects import (
 )
 from torch import nn
 
-from convopt import ConvolutionalSGDv2, WienerAdamW, WienerSGD
+from convopt import ConvolutionalSGDv2, FieldAdam, WienerAdamW, WienerSGD
 
 WIENER = [WienerSGD, WienerAdamW]
+ADAMS = [WienerAdamW, FieldAdam]
 KERNELS = [cls for cls in OURS if hasattr(cls, "kernels")]
 
 
@@ -33,10 +34,10 @@ def written_out(optimizer) -> str:
 
 CHANGED = [
     *((cls, name, value) for cls in OURS for name, value in (("lr", 0.3), ("weight_decay", 0.1), ("maximize", True))),
-    *((cls, "nesterov", True) for cls in OURS if cls is not WienerAdamW),
-    *((cls, "momentum", 0.5) for cls in OURS if cls is not WienerAdamW),
-    (WienerAdamW, "betas", (0.5, 0.6)),
-    (WienerAdamW, "eps", 0.1),
+    *((cls, "nesterov", True) for cls in OURS if cls not in ADAMS),
+    *((cls, "momentum", 0.5) for cls in OURS if cls not in ADAMS),
+    *((cls, *change) for cls in ADAMS for change in (("betas", (0.5, 0.6)), ("eps", 0.1))),
+    *((FieldAdam, *change) for change in (("batches", 2), ("every", 1), ("grid", (2, 24)), ("grid", None))),
     *((cls, *change) for cls in WIENER for change in (("coherence_ema", 0.5), ("scale", "unit dc"), ("grid", (2, 24)))),
     *((cls, *change) for cls in WIENER for change in (("warmup", 100), ("onset", 0.3), ("power", 4.0), ("every", 1))),
     *((cls, *change) for cls in WIENER for change in (("gain", "separable"), ("snr_annealing", False), ("grid", None))),
@@ -75,6 +76,7 @@ INVALID = [
     *((cls, name, value) for cls in KERNELS for name, value in (("kernel_size", 3), ("kernel_init", "binomial"))),
     *((cls, name, value) for cls in WIENER for name, value in (("grid", (5, 5)), ("gain", "round"), ("every", 0))),
     *((cls, "snr_annealing", "no") for cls in WIENER),
+    *((FieldAdam, *change) for change in (("grid", (5, 5)), ("batches", 0), ("every", 0))),
 ]
 
 
@@ -112,7 +114,7 @@ class TestCheckpoints:
     @pytest.mark.parametrize("cls", OURS, ids=lambda cls: cls.__name__)
     def test_bring_their_options_and_are_gone_on_with(self, cls):
         ours = {"lr": 0.2, "weight_decay": 0.1, "maximize": True}
-        ours |= {"betas": (0.5, 0.6)} if cls is WienerAdamW else {"momentum": 0.5, "nesterov": True}
+        ours |= {"betas": (0.5, 0.6)} if cls in ADAMS else {"momentum": 0.5, "nesterov": True}
         if cls in WIENER:
             ours |= {"warmup": 5, "onset": 0.3, "power": 0.5, "annealing_ema": 0.9, "every": 1, "gain": "separable"}
         if cls in KERNELS:
@@ -132,7 +134,7 @@ class TestCheckpoints:
         [
             (cls, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.9), "dampening")
             for cls in OURS
-            if cls is not WienerAdamW
+            if cls not in ADAMS
         ]
         + [
             (WienerAdamW, lambda p: torch.optim.AdamW(p, amsgrad=True), "amsgrad"),
@@ -159,6 +161,7 @@ class TestCheckpoints:
         [
             (WienerSGD, lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
             (WienerSGD, lambda p: torch.optim.SGD(p, lr=0.1)),
+            (FieldAdam, lambda p: torch.optim.AdamW(p)),
             (WienerAdamW, lambda p: torch.optim.AdamW(p)),
             (WienerAdamW, lambda p: torch.optim.Adam(p)),
             (WienerAdamW, lambda p: torch.optim.AdamW(p, fused=True, lr=torch.tensor(0.01))),
@@ -169,7 +172,7 @@ class TestCheckpoints:
         params = new_params()
         optimizer = base(groups_of(params))
         train(Subject(optimizer, True), params, gradients(3))
-        own = {"warmup": 7, "every": 3} if cls in WIENER else {"kernel_size": 3}
+        own = {"warmup": 7, "every": 3} if cls in WIENER else {"every": 3} if cls is FieldAdam else {"kernel_size": 3}
         subject = make(cls, params, **own)
         saved = copy.deepcopy(optimizer.state_dict())
         subject.optimizer.load_state_dict(saved)

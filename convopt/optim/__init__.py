@@ -4,6 +4,7 @@ from convopt.optim.annealing import SNRAnnealing
 from convopt.optim.averaging import WeightAveraging
 from convopt.optim.conv_sgd import ConvolutionalSGD
 from convopt.optim.conv_sgd_v2 import ConvolutionalSGDv2
+from convopt.optim.fields import FieldAdam
 from convopt.optim.grids import spatial_param_groups
 from convopt.optim.laplacian import LaplacianSmoothingSGD
 from convopt.optim.local_loss import LocalLossConvSGD
@@ -14,6 +15,7 @@ from convopt.optim.wiener_filter import WienerFilter
 __all__ = [
     "ConvolutionalSGD",
     "ConvolutionalSGDv2",
+    "FieldAdam",
     "KernelRecorder",
     "LaplacianSmoothingSGD",
     "LocalLossConvSGD",
