@@ -1,6 +1,7 @@
 """FieldAdam: the gain it fits, the steps it makes, and what it refuses."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -184,6 +185,25 @@ class TestOptions:
         optimizer.step()
         for name in ("rings", "law", "power", "previous"):
             assert torch.equal(before[name], optimizer.state[x][name])
+
+    @pytest.mark.parametrize("outlier", [1e6, math.inf, math.nan])
+    def test_a_gradient_that_is_not_finite_or_far_larger_than_usual_teaches_nothing(self, outlier):
+        def learnt(with_outlier: bool) -> tuple[torch.Tensor, torch.Tensor]:
+            generator = torch.Generator().manual_seed(0)
+            x = nn.Parameter(torch.zeros(16, 16))
+            optimizer = FieldAdam([x], lr=0.0001, grid=(16, 16))
+            for step in range(40):
+                gradient = 0.3 + torch.randn(16, 16, generator=generator)
+                if step == 20 and with_outlier:
+                    x.grad = torch.full((16, 16), outlier)
+                    optimizer.step()
+                x.grad = gradient
+                optimizer.step()
+            return tuple(optimizer.learnt()["0"].law)
+
+        for one, other in zip(learnt(True), learnt(False), strict=True):
+            assert one.isfinite().all()
+            torch.testing.assert_close(one, other)
 
     def test_a_transform_of_the_truth_is_no_matter_of_layout(self):
         """A transposed gradient is the same gradient."""

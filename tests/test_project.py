@@ -88,6 +88,11 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             for base in ("SGD", "AdamW")
         ),
         *(
+            correctness.headline(tuned, f"{base}, {gradient}, cosine", f"{base}, raw gradient, cosine")
+            for base in ("Muon", "SAM")
+            for gradient in ("Wiener filter", "fixed kernel")
+        ),
+        *(
             correctness.headline(
                 published("15-factorial-conditions"),
                 f"SGD, Wiener filter, cosine, {noise}",

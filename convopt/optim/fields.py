@@ -9,6 +9,7 @@ from torch import Tensor
 
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
 from convopt.optim._checks import check_flag, check_integer, grad_of, is_at_rest, named_params
+from convopt.optim._outliers import judge, new_usual_power
 from convopt.optim._updates import AdamWLaw
 from convopt.theory.fields import PowerLaw, fit_power_law, laplacian_eigenvalues, prior_law, reconstruction_gain
 from convopt.theory.smoothing import at_least_float32
@@ -130,7 +131,8 @@ class FieldAdam(SmoothingOptimizer):
     The scale c and the exponent s are fitted, for each field, to what gradients show at rings of equal frequency. Their
     signal is the mean product of consecutive gradients over blocks of 8, 16, 32, ... steps. Each ring keeps the block
     that establishes most signal, because what has been learnt no longer shows in the gradient. Their noise is that of
-    the last gradients. Until the first block is complete, R is that of a field with edges.
+    the last gradients. Until the first block is complete, R is that of a field with edges. A gradient that is not
+    finite, or has thirty times the usual norm, teaches nothing.
 
     Parameters without a grid get AdamW. Constraints are yours: project after the step.
 
@@ -160,7 +162,7 @@ class FieldAdam(SmoothingOptimizer):
     """
 
     _law = FieldLaw()
-    _exact_state = ("previous", "rings", "law", "power")
+    _exact_state = ("previous", "rings", "law", "power", "usual_power")
     _elementwise = False
 
     def __init__(
@@ -239,6 +241,7 @@ class FieldAdam(SmoothingOptimizer):
             "rings": (6, fields, rings),
             "law": (2, fields),
             "power": (fields,),
+            "usual_power": (),
             "seen": None,
         }
 
@@ -257,6 +260,7 @@ class FieldAdam(SmoothingOptimizer):
             state[name] = like.new_zeros(shapes[name] or ())
         state["law"] = torch.stack(prior_law(len(state["power"]), len(group["grid"]))).to(like)
         state["rings"][5] = math.inf
+        state["usual_power"] = new_usual_power(p.device)
         state["seen"] = 0
         return True
 
@@ -273,7 +277,7 @@ class FieldAdam(SmoothingOptimizer):
         gradient = at_least_float32(grad_of(p))
         rings = self._rings_of(group, gradient)
         spectrum = fields_to_spectrum(gradient, rings.bases)
-        if not is_at_rest(group["lr"]):
+        if not is_at_rest(group["lr"]) and may_teach(state, spectrum):
             learn_rings(state, spectrum, rings)
             if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
                 batches = group["batches"] or state["seen"]
@@ -307,6 +311,14 @@ def check_field(grid: Any, shape: Sequence[int], name: str) -> None:
             f"grid {tuple(grid)} has {math.prod(grid)} elements, but no trailing axes of parameter {name} of shape "
             f"{tuple(shape)} multiply to that: channels come before the grid"
         )
+
+
+def may_teach(state: dict[str, Any], spectrum: Tensor) -> bool:
+    """Whether a gradient is finite and not far larger than usual; what is usual follows."""
+    power = torch.linalg.vector_norm(spectrum, dtype=torch.float64).square().item()
+    ordinary, usual = judge(power, state["usual_power"].item())
+    state["usual_power"].fill_(usual)
+    return bool(ordinary)
 
 
 def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
