@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from convopt import (
     ConvolutionalSGD,
     ConvolutionalSGDv2,
+    FieldAdam,
     LocalLossConvSGD,
     SNRAnnealing,
     WeightAveraging,
@@ -108,6 +109,7 @@ OPTIMIZERS: dict[str, Make] = {
     **{
         name: partial(_on_grids if "grid" in inspect.signature(cls).parameters else _plain, cls)
         for name, cls in OURS.items()
+        if cls is not FieldAdam  # which is made for fields, not for weights
     },
     "SGD + SNRAnnealing": partial(_with, SNRAnnealing, _BASES["SGD"]),
     "AdamW + SNRAnnealing": partial(_with, SNRAnnealing, _BASES["AdamW"]),
