@@ -204,36 +204,49 @@ RELATED = {
 COMPARED_WITH = {"raw gradient": "SGD, raw gradient, cosine", "Wiener filter": "SGD, Wiener filter, cosine"}
 """What each of them is compared with: SGD with a cosine, on two gradients."""
 
-_ALL_CELLS = {**CELLS, **CELLS_ELSEWHERE, **RELATED}
+RELATED_PAGE = f"{PAGE}-related"
 
-FIRST_SEARCH, SECOND_SEARCH = "15-factorial-search", "15-factorial-neighbours"
-
-
-def _first() -> Iterable[Trial]:
-    for label, cell in _ALL_CELLS.items():
-        for settings in cell.first_trials():
-            yield Trial(label, settings, cell.arm(settings))
+# Searched apart: but for its epochs, a trial of SAM may be the same in both.
+_SEARCHED = {PAGE: {**CELLS, **CELLS_ELSEWHERE}, RELATED_PAGE: RELATED}
+_CELLS = {label: cell for cells in _SEARCHED.values() for label, cell in cells.items()}
 
 
-def _second() -> Iterable[Trial]:
+def _searches_of(label: str) -> tuple[str, str]:
+    """The names of the two searches of the cell with this label."""
+    name = RELATED_PAGE if label in RELATED else PAGE
+    return f"{name}-search", f"{name}-neighbours"
+
+
+def _first(cells: Iterable[str]) -> Iterable[Trial]:
+    for label in cells:
+        for settings in _CELLS[label].first_trials():
+            yield Trial(label, settings, _CELLS[label].arm(settings))
+
+
+def _second(cells: Iterable[str]) -> Iterable[Trial]:
     """The best of the first search and its neighbours; none of a cell before that one is chosen."""
-    for label, cell in _ALL_CELLS.items():
-        if not is_chosen(FIRST_SEARCH, label):
+    for label in cells:
+        first, _ = _searches_of(label)
+        if not is_chosen(first, label):
             continue
-        best = chosen(FIRST_SEARCH, label)
-        yield Trial(label, best, cell.arm(best))
+        best = chosen(first, label)
+        yield Trial(label, best, _CELLS[label].arm(best))
         for rate, horizon in NEIGHBOURS.values():
             lr, epochs = float(f"{rate * best['lr']:.2g}"), max(1, round(horizon * best["epochs"]))
             settings = {**best, "lr": lr, "epochs": epochs}
-            yield Trial(label, settings, cell.arm(settings))
+            yield Trial(label, settings, _CELLS[label].arm(settings))
 
 
-SEARCHES = {FIRST_SEARCH: tuple(_first()), SECOND_SEARCH: tuple(_second())}
+SEARCHES = {
+    f"{name}-{which}": tuple(trials(cells))
+    for name, cells in _SEARCHED.items()
+    for which, trials in (("search", _first), ("neighbours", _second))
+}
 
 
 def chosen_settings(label: str) -> dict[str, Any]:
     """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
-    return chosen(SECOND_SEARCH, label)
+    return chosen(_searches_of(label)[1], label)
 
 
 SUMMARIZED = tuple(
@@ -255,11 +268,9 @@ SEEDS_OF_SUMMARIZED = 40
 def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
     """The cells with these labels at their chosen settings; none before it is chosen."""
     arms = tuple(
-        _ALL_CELLS[label]
-        .arm(chosen_settings(label))
-        ._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
+        _CELLS[label].arm(chosen_settings(label))._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
         for label in dict.fromkeys(cells)
-        if is_chosen(SECOND_SEARCH, label)
+        if is_chosen(_searches_of(label)[1], label)
     )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
 
@@ -279,10 +290,12 @@ EXPERIMENTS = (
         CELLS_ELSEWHERE,
     ),
     _comparison(
-        f"{PAGE}-related",
+        RELATED_PAGE,
         "Stress test: methods of others, each with rate and epochs tuned",
         (*RELATED, *COMPARED_WITH.values()),
     ),
-    _search(FIRST_SEARCH, "Stress test: six trials of each combination on the validation images"),
-    _search(SECOND_SEARCH, "Stress test: the best of six trials, and its neighbours"),
+    _search(f"{PAGE}-search", "Stress test: six trials of each combination on the validation images"),
+    _search(f"{PAGE}-neighbours", "Stress test: the best of six trials, and its neighbours"),
+    _search(f"{RELATED_PAGE}-search", "Stress test: six trials of each method of others on the validation images"),
+    _search(f"{RELATED_PAGE}-neighbours", "Stress test: the best of six trials of each, and its neighbours"),
 )
