@@ -123,7 +123,7 @@ def chosen_table(results: Results, name: str) -> Table:
         passes = settings["epochs"] * GRADIENTS_PER_STEP.get(run.optimizer.name, 1)
         rows.append(
             {
-                **dict(zip(("optimizer", "gradient", "step"), NAMES.get(label, (label, "", "")), strict=True)),
+                **dict(zip(("optimizer", "gradient", "step"), NAMES[label], strict=True)),
                 "learning rate": settings["lr"],
                 "epochs": str(settings["epochs"]),
                 "further": ", ".join(extra),

@@ -48,6 +48,15 @@ def check_flag(name: str, value: Any, *, or_none: bool = False) -> None:
         raise ValueError(f"{name} must be True or False{' or None' if or_none else ''}, got {value!r}")
 
 
+def check_implementation(options: dict[str, Any]) -> None:
+    """Raise ValueError unless ``maximize``, ``foreach`` and ``fused`` are flags that go together."""
+    check_flag("maximize", options["maximize"])
+    for name in ("fused", "foreach"):
+        check_flag(name, options[name], or_none=True)
+    if options["fused"] and options["foreach"]:
+        raise ValueError("fused and foreach must not both be True")
+
+
 def check_saved(one: str, many: str, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
     """Raise ValueError unless a state dict holds for each parameter ``one`` of its shape, of ``many``."""
     if len(params) != len(saved):

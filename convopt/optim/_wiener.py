@@ -12,6 +12,7 @@ from convopt.optim._checks import (
     check_choice,
     check_flag,
     check_gradients,
+    check_implementation,
     check_integer,
     check_number,
     check_share,
@@ -130,12 +131,8 @@ class WienerOptimizer(SmoothingOptimizer):
         check_integer("every", options["every"], at_least=1)
         for name, known in {**CHOICES, "second_estimate": SECOND_ESTIMATES}.items():
             check_choice(name, options[name], known)
-        for name in ("snr_annealing", "maximize"):
-            check_flag(name, options[name])
-        for name in ("fused", "foreach"):
-            check_flag(name, options[name], or_none=True)
-        if options["fused"] and options["foreach"]:
-            raise ValueError("fused and foreach must not both be True")
+        check_flag("snr_annealing", options["snr_annealing"])
+        check_implementation(options)
 
     def _check_params(self, group: dict[str, Any]) -> None:
         if group["grid"] is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
-from convopt.optim._checks import check_flag, check_integer, grad_of, is_at_rest, named_params
+from convopt.optim._checks import check_implementation, check_integer, grad_of, is_at_rest, named_params
 from convopt.optim._outliers import judge, new_usual_power
 from convopt.optim._updates import AdamWLaw
 from convopt.theory.fields import PowerLaw, fit_power_law, laplacian_eigenvalues, prior_law, reconstruction_gain
@@ -220,11 +220,7 @@ class FieldAdam(SmoothingOptimizer):
         if options["batches"] is not None:
             check_integer("batches", options["batches"], at_least=1)
         check_integer("every", options["every"], at_least=1)
-        check_flag("maximize", options["maximize"])
-        for name in ("foreach", "fused"):
-            check_flag(name, options[name], or_none=True)
-        if options["foreach"] and options["fused"]:
-            raise ValueError("fused and foreach must not both be True")
+        check_implementation(options)
 
     def _check_params(self, group: dict[str, Any]) -> None:
         if group["grid"] is not None:

@@ -174,32 +174,30 @@ CELLS_ELSEWHERE = {
 }
 """The few under other conditions, by label."""
 
-_OTHERS = {
+_RELATED = (
     # averages of gradients where SGD sums them up, so ten times its rates
-    "M-SVAG": (Recipe(Choice.of("MSVAG"), schedule=COSINE), (0.01, 1.0), {}),
-    "SGDF": (Recipe(Choice.of("SGDF"), schedule=COSINE), (0.01, 1.0), {}),
-    "Gradient agreement filtering": (
+    Cell("M-SVAG", Recipe(Choice.of("MSVAG"), schedule=COSINE), (0.01, 1.0), {}),
+    Cell("SGDF", Recipe(Choice.of("SGDF"), schedule=COSINE), (0.01, 1.0), {}),
+    Cell(
+        "Gradient agreement filtering",
         Recipe(Choice.of("gradient agreement filtering", momentum=0.9), schedule=COSINE),
         (0.001, 0.1),
         {"threshold": (0.9, 0.97, 1.0)},
     ),
-    "SGD, hypergradient": (
+    Cell(
+        "SGD, hypergradient",
         replace(SGD, annealing=Choice.of("hypergradient")),
         (0.001, 0.1),
         {"annealing.beta": (0.0003, 0.003, 0.03)},
     ),
-    "SAM, as many gradients": (replace(BASES["SAM"][0], schedule=COSINE), *BASES["SAM"][1:]),
-}
-"""Methods of others nearest to the study's, which build on SGD: the recipe, rates and further options of each.
-
-SAM stands here with half the epochs, so that it sees as many gradients as the others: it takes two a step.
-"""
-
-RELATED = {
-    name: Cell(name, *of_it, horizons=tuple(round(h / 2) for h in HORIZONS) if name.startswith("SAM") else HORIZONS)
-    for name, of_it in _OTHERS.items()
-}
-"""Their cells, by label."""
+    # half the epochs: it takes two gradients a step
+    replace(
+        _cell("SAM, as many gradients", "SAM", "raw gradient", "cosine"),
+        horizons=tuple(round(epochs / 2) for epochs in HORIZONS),
+    ),
+)
+RELATED = {cell.label: cell for cell in _RELATED}
+"""Methods of others nearest to the study's, which build on SGD, by label."""
 
 COMPARED_WITH = {"raw gradient": "SGD, raw gradient, cosine", "Wiener filter": "SGD, Wiener filter, cosine"}
 """What each of them is compared with: SGD with a cosine, on two gradients."""
@@ -269,7 +267,7 @@ def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
     """The cells with these labels at their chosen settings; none before it is chosen."""
     arms = tuple(
         _CELLS[label].arm(chosen_settings(label))._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
-        for label in dict.fromkeys(cells)
+        for label in cells
         if is_chosen(_searches_of(label)[1], label)
     )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
