@@ -21,6 +21,8 @@ from conftest import CHROMIUM, ROOT
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
+from convopt.lab.printing import await_formulas
+
 HTML = ROOT / "book" / "_build" / "html"
 PAGES = sorted(path.relative_to(HTML).as_posix() for path in HTML.rglob("*.html") if "_static" not in path.parts)
 
@@ -94,7 +96,7 @@ on_every_page = pytest.mark.parametrize("visited", PAGES, indirect=True)
 
 def visit(page: Page, url: str, until: Literal["load", "networkidle"] = "load") -> None:
     page.goto(url, wait_until=until)
-    page.evaluate("window.MathJax?.startup?.promise")
+    await_formulas(page)
 
 
 def seen(page: Page) -> np.ndarray:

@@ -4,11 +4,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import CHROMIUM, ROOT
+from pypdf import PdfReader
 
 from convopt.lab import printing
 from convopt.lab.catalogue import _heading
@@ -29,10 +31,12 @@ def title(page: str) -> str:
     return _heading(ROOT / "notebooks" / f"{page.removeprefix('executed/')}.ipynb")
 
 
-def outline(pdf: bytes) -> list[str]:
-    """The bookmarks; of a heading of several lines the parts follow one another without a space."""
-    found = re.findall(rb"/Title (?:\((.*?)(?<!\\)\)|<FEFF(.*?)>)", pdf)
-    return [plain.decode() or bytes.fromhex(wide.decode()).decode("utf-16-be") for plain, wide in found]
+def bookmarks(outline: list) -> Iterator[str]:
+    for entry in outline:
+        if isinstance(entry, list):
+            yield from bookmarks(entry)
+        else:
+            yield entry.title
 
 
 def bare(text: str) -> str:
@@ -52,8 +56,8 @@ def test_the_pdf_has_all_pages_and_nothing_that_is_cut_off(tmp_path, browser):
     subprocess.run(build, check=True, capture_output=True)
     single, pdf = tmp_path / "_build" / "singlehtml" / "index.html", tmp_path / "book.pdf"
     subprocess.run([*PRINT, single, pdf], check=True)
-    bookmarks = " ".join(map(bare, outline(pdf.read_bytes())))
-    assert [page for page in pages() if bare(title(page)) not in bookmarks] == []
+    marked = " ".join(map(bare, bookmarks(PdfReader(pdf).outline)))
+    assert [page for page in pages() if bare(title(page)) not in marked] == []
 
     page = browser.new_page(viewport={"width": round(680 / printing.SCALE), "height": 1400})  # A4 within its margins
     page.emulate_media(media="print")

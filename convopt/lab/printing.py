@@ -6,6 +6,10 @@ It needs Chromium, and Playwright, which comes with the extra ``convopt[test]``.
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 """Of the browser, on the path."""
@@ -34,6 +38,15 @@ def require_chromium() -> str:
     return found
 
 
+def await_formulas(page: "Page") -> None:
+    """Return when the formulas of a loaded page are set, if it has some.
+
+    MathJax itself is fetched after the page has loaded. What is printed meanwhile may lack formulas and even bookmarks.
+    """
+    page.wait_for_function("!document.querySelector('.math') || window.MathJax?.startup?.promise")
+    page.evaluate("window.MathJax?.startup?.promise")
+
+
 def print_page(page: Path, pdf: Path) -> None:
     """Write the HTML file ``page`` as ``pdf``, A4, with its headings as an outline. FileNotFoundError as above."""
     from playwright.sync_api import sync_playwright
@@ -44,7 +57,7 @@ def print_page(page: Path, pdf: Path) -> None:
         opened.set_default_timeout(5 * MINUTE)
         opened.add_init_script("localStorage.setItem('mode', 'light'); localStorage.setItem('theme', 'light')")
         opened.goto(page.resolve().as_uri(), wait_until="networkidle")
-        opened.evaluate("window.MathJax?.startup?.promise")
+        await_formulas(opened)
         options = {"margin": MARGINS, "display_header_footer": True, "header_template": "<span></span>"}
         opened.pdf(
             path=pdf, format="A4", scale=SCALE, outline=True, tagged=True, footer_template=PAGE_NUMBERS, **options
