@@ -62,6 +62,7 @@ def test_the_pdf_has_all_pages_and_nothing_that_is_cut_off(tmp_path, browser):
     page = browser.new_page(viewport={"width": round(680 / printing.SCALE), "height": 1400})  # A4 within its margins
     page.emulate_media(media="print")
     page.goto(single.as_uri(), wait_until="networkidle")
+    printing.await_formulas(page)
     wide = (
         "all => all.filter(e => e.scrollWidth > e.closest('article').clientWidth).map(e => e.outerHTML.slice(0, 200))"
     )
