@@ -14,6 +14,8 @@ LABELS = Path("book/records/labels.json")
 COSTS = {"cpu": Path("book/records/costs.json"), "cuda": Path("book/records/costs-cuda.json")}
 """The published measurements of what steps cost, by device, inside the project folder."""
 
+FIELDS = Path("book/records/fields.json")
+"""The published reconstructions of fields, inside the project folder."""
 
 RUNS = Path("runs")
 """The store of one's own runs, in the current folder."""

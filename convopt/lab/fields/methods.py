@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from convopt.theory.spectrum import apply_gain
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WIDTHS = (1, 3, 10, 30, 100, 300, 1000)
+WEIGHTS = (1e-7, 3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+"""Of a penalty on total variation."""
 
 Make = Callable[[Tensor, float, Sequence[int], int, int], Optimizer]
 """From fields ``(seeds, *grid)``, a learning rate, the grid, batches in an epoch and steps in the run."""
@@ -56,12 +59,42 @@ class SmoothedAdam(Optimizer):
                 p.sub_(state["average"] * scale.view(-1, *[1] * (p.ndim - 1)))
 
 
+class TotalVariationAdam(torch.optim.Adam):
+    """Adam on the loss plus ``weight`` times the total variation of fields ``(fields, *grid)``.
+
+    Source: Rudin, Osher and Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60, 1992.
+    """
+
+    def __init__(self, params: Sequence[Tensor], lr: float, weight: float):
+        super().__init__(params, lr)
+        self._weight = weight
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the parameters from their ``grad``, to which the penalty's gradient is added."""
+        for p in self.param_groups[0]["params"]:
+            p.grad.add_(total_variation_gradient(p.detach()), alpha=self._weight)
+        super().step()
+
+
+def total_variation_gradient(fields: Tensor, smoothness: float = 1e-3) -> Tensor:
+    """The gradient of ``sum of sqrt(|grad x|^2 + smoothness^2)``, with forward differences, for ``(fields, *grid)``."""
+    fields = fields.requires_grad_()
+    squares = torch.full_like(fields, smoothness**2)
+    for axis in range(1, fields.ndim):
+        squares = squares + fields.diff(dim=axis, append=fields.narrow(axis, -1, 1)).square()
+    return torch.autograd.grad(squares.sqrt().sum(), fields)[0]
+
+
 def _adam(fields: Tensor, lr: float, grid: Sequence[int], batches: int, steps: int) -> Optimizer:
     return torch.optim.Adam([fields], lr=lr)
 
 
 def _smoothed(width: float, power: int, fields: Tensor, lr: float, grid: Sequence[int], *_: int) -> Optimizer:
     return SmoothedAdam([fields], lr, grid, width, power)
+
+
+def _penalized(weight: float, fields: Tensor, lr: float, *_: Any) -> Optimizer:
+    return TotalVariationAdam([fields], lr, weight)
 
 
 def _ours(fields: Tensor, lr: float, grid: Sequence[int], batches: int, steps: int) -> Optimizer:
@@ -71,6 +104,16 @@ def _ours(fields: Tensor, lr: float, grid: Sequence[int], batches: int, steps: i
 FIXED: dict[str, Make] = {
     f"width {width}, power {power}": partial(_smoothed, width, power) for power in (1, 2) for width in WIDTHS
 }
-METHODS: dict[str, Make] = {"Adam, cosine": _adam, "FieldAdam": _ours, **FIXED}
-ANNEALED = {"Adam, cosine"}
+PENALIZED: dict[str, Make] = {f"total variation {weight:g}": partial(_penalized, weight) for weight in WEIGHTS}
+METHODS: dict[str, Make] = {
+    "SGD": partial(_smoothed, 0, 1),
+    "Adam": _adam,
+    "Adam, cosine": _adam,
+    "FieldAdam": _ours,
+    **FIXED,
+    **PENALIZED,
+}
+"""SGD has momentum and, so that the same rates serve, the second moment of a whole field; so have the fixed widths."""
+
+ANNEALED = {"Adam, cosine", *PENALIZED}
 """Methods whose rates fall by a cosine."""

@@ -1,132 +1,159 @@
-"""How far each method ends from the best fixed width: ``python -m convopt.lab.fields.regret FILE.json``."""
+"""How far a method ends from the best one, which the truth tells: ``python -m convopt.lab.fields.regret FILE.json``."""
 
 import json
-import math
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Generator, Tensor
+import pandas as pd
 
-from convopt.lab.fields.methods import ANNEALED, FIXED, METHODS, RATES, Make
-from convopt.lab.fields.tasks import TASKS, Task
-
-STEPS, EVERY = 1000, 25
-"""Steps of a run, and after how many it is looked at."""
+from convopt.lab import provenance
+from convopt.lab.fields.methods import FIXED, METHODS, PENALIZED
+from convopt.lab.fields.reconstruction import Outcome, Outcomes, reconstruct
+from convopt.lab.fields.tasks import TASKS
+from convopt.lab.records import write_atomically
+from convopt.lab.report import Table
+from convopt.lab.stats import Interval, mean_interval
 
 SEEDS = tuple(range(10))
 
+BASELINE = "Adam, cosine"
 
-class Outcome(NamedTuple):
-    """What the held-out measurements chose for one seed.
 
-    Attributes:
-        psnr: against the truth, in dB.
-        rate: the learning rate.
-        step: after which it was stopped.
+def mean_psnr(outcomes: Sequence[Outcome]) -> float:
+    """Over seeds."""
+    return statistics.fmean(each.psnr for each in outcomes)
+
+
+def best_of(outcomes: Outcomes, names: Iterable[str]) -> str:
+    """The method, of those named, with the highest mean PSNR: what only the truth can tell."""
+    return max(names, key=lambda name: mean_psnr(outcomes[name]))
+
+
+def chosen_by_held_out(outcomes: Outcomes, names: Iterable[str]) -> list[Outcome]:
+    """For each seed that of several methods, say widths, whose held-out error is smallest: what a user can do."""
+    by_seed = zip(*(outcomes[name] for name in names), strict=True)
+    return [min(of_seed, key=lambda each: each.error) for of_seed in by_seed]
+
+
+def of_seed(found: Mapping[str, Outcomes], seed: int) -> dict[str, dict[str, Outcome]]:
+    """What one seed's held-out measurements chose, by condition and method. ValueError for a seed that was not run."""
+    if seed not in SEEDS:
+        raise ValueError(f"seed must be an integer from 0 to {SEEDS[-1]}, got {seed!r}")
+    return {condition: {name: each[seed] for name, each in of.items()} for condition, of in found.items()}
+
+
+def best_for_all(found: Mapping[str, Outcomes], names: Iterable[str]) -> str:
+    """The method, of those named, that stays least behind the best of them where it is furthest behind."""
+    names = list(names)
+
+    def worst(name: str) -> float:
+        return max(mean_psnr(of[best_of(of, names)]) - mean_psnr(of[name]) for of in found.values())
+
+    return min(names, key=worst)
+
+
+def gain(ours: Sequence[Outcome], others: Sequence[Outcome]) -> Interval:
+    """How many dB ``ours`` is above the others, paired by seed."""
+    return mean_interval([own.psnr - other.psnr for own, other in zip(ours, others, strict=True)])
+
+
+def ways(found: Mapping[str, Outcomes]) -> dict[str, dict[str, Sequence[Outcome]]]:
+    """Ways to choose how much to smooth, and the penalty beside them: the outcomes by way and condition.
+
+    The one width everywhere is :func:`best_for_all`, which needs the truth, if only once.
     """
-
-    psnr: float
-    rate: float
-    step: int
-
-
-def reconstruct(
-    tasks: Sequence[Task],
-    methods: Mapping[str, Make],
-    seeds: Sequence[int],
-    steps: int = STEPS,
-    rates: Sequence[float] = RATES,
-) -> dict[str, list[Outcome]]:
-    """Run each method at each rate on one task of several seeds, from zero, on the same batches.
-
-    Returns:
-        By method, for each seed the outcome at the rate and step of the smallest held-out error.
-    """
-    grid, batch = tasks[0].truth.shape, tasks[0].batch
-    batches = len(tasks[0].train.values) // batch
-    runs = [(name, rate) for name in methods for rate in rates]
-    fields = [torch.zeros(len(tasks), *grid, requires_grad=True) for _ in runs]
-    optimizers = [
-        methods[name](field, rate, grid, batches, steps) for (name, rate), field in zip(runs, fields, strict=True)
-    ]
-    held_out = [task.held_out.as_matrix(grid.numel()) for task in tasks]
-    errors, scores = [], []
-    for step, chosen in enumerate(_batches(tasks, seeds, steps), 1):
-        now = torch.stack([field.detach().flatten(1) for field in fields], 1)
-        for field, gradient in zip(fields, _gradients(now, tasks, chosen).unbind(1), strict=True):
-            field.grad = gradient.view(field.shape)
-        for (name, rate), optimizer in zip(runs, optimizers, strict=True):
-            if name in ANNEALED:
-                optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
-            optimizer.step()
-        if step % EVERY == 0:
-            now = torch.stack([field.detach().flatten(1) for field in fields], 1)
-            predicted = [each @ matrix.T for each, matrix in zip(now, held_out, strict=True)]
-            errors.append(_mean_squares(predicted, [task.held_out.values for task in tasks]))
-            scores.append(-10 * _mean_squares(list(now), [task.truth.flatten() for task in tasks]).log10())
+    one = best_for_all(found, FIXED)
     return {
-        name: [
-            _chosen(errors, scores, seed, [i for i, run in enumerate(runs) if run[0] == name], rates)
-            for seed in range(len(tasks))
-        ]
-        for name in methods
+        "FieldAdam": {condition: of["FieldAdam"] for condition, of in found.items()},
+        "width chosen by held-out data": {condition: chosen_by_held_out(of, FIXED) for condition, of in found.items()},
+        "one fixed width everywhere": {condition: of[one] for condition, of in found.items()},
+        "total variation, weight chosen by held-out data": {
+            condition: chosen_by_held_out(of, PENALIZED) for condition, of in found.items()
+        },
     }
 
 
-def _batches(tasks: Sequence[Task], seeds: Sequence[int], steps: int) -> Iterable[list[Tensor]]:
-    """For each step the training measurements of each task's batch, drawn without replacement within an epoch."""
-    generators = [Generator().manual_seed(7 + seed) for seed in seeds]
-    size, count = tasks[0].batch, len(tasks[0].train.values)
-    for step in range(steps):
-        at = step % (count // size)
-        if at == 0:
-            orders = [torch.randperm(count, generator=generator) for generator in generators]
-        yield [order[at * size : (at + 1) * size] for order in orders]
+def over_best_width(found: Mapping[str, Outcomes]) -> dict[tuple[str, str], Interval]:
+    """How many dB each of :func:`ways` is above the best fixed width, which only the truth can tell.
+
+    By way and condition.
+    """
+    return {
+        (way, condition): gain(ours, found[condition][best_of(found[condition], FIXED)])
+        for way, of_way in ways(found).items()
+        for condition, ours in of_way.items()
+    }
 
 
-def _gradients(fields: Tensor, tasks: Sequence[Task], chosen: Sequence[Tensor]) -> Tensor:
-    """Of half the mean squared error, by fields ``(seeds, runs, size)``."""
-    gradients = torch.empty_like(fields)
-    for i, (task, which) in enumerate(zip(tasks, chosen, strict=True)):
-        measured = task.train.only(which)
-        rows = measured.as_matrix(fields.shape[2])
-        gradients[i] = (fields[i] @ rows.T - measured.values) @ rows / len(which)
-    return gradients
+def facts(found: Mapping[str, Outcomes]) -> dict[str, Any]:
+    """What the page says in words, by name: counts, a method's name, and differences in dB."""
+    of_ways, over_width = ways(found), over_best_width(found)
+    ours, penalized = of_ways["FieldAdam"], of_ways["total variation, weight chosen by held-out data"]
+    behind = {way: [-over_width[way, condition].mean for condition in of_way] for way, of_way in of_ways.items()}
+    over_adam = [mean_psnr(ours[condition]) - mean_psnr(of[BASELINE]) for condition, of in found.items()]
+    over_ours = [mean_psnr(penalized[condition]) - mean_psnr(ours[condition]) for condition in found]
+    return {
+        "conditions": len(found),
+        "widths": len(FIXED),
+        "one": best_for_all(found, FIXED),
+        "behind-median": statistics.median(behind["FieldAdam"]),
+        "behind-most": max(behind["FieldAdam"]),
+        "one-behind-most": max(behind["one fixed width everywhere"]),
+        "held-out-behind-most": max(behind["width chosen by held-out data"]),
+        "over-adam-least": min(over_adam),
+        "over-adam-most": max(over_adam),
+        "variation-better": sum(each > 0 for each in over_ours),
+        "variation-most": max(over_ours),
+        "variation-least": min(over_ours),
+    }
 
 
-def _mean_squares(values: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(v - t).square().mean(1) for v, t in zip(values, targets, strict=True)])
+def table(found: Mapping[str, Outcomes]) -> Table:
+    """PSNR of the main methods by task and noise, and FieldAdam's difference to them."""
+    rows = []
+    for condition, outcomes in found.items():
+        task, noise = condition.rsplit(", ", 1)
+        width, weight = best_of(outcomes, FIXED), best_of(outcomes, PENALIZED)
+        ours = outcomes["FieldAdam"]
+        rows.append(
+            {
+                "task": task,
+                "noise": noise,
+                "minus best fixed width": gain(ours, outcomes[width]),
+                f"minus {BASELINE}": gain(ours, outcomes[BASELINE]),
+                "minus best total variation": gain(ours, outcomes[weight]),
+                "FieldAdam (dB)": mean_psnr(ours),
+                **{f"{name} (dB)": mean_psnr(outcomes[name]) for name in ("SGD", "Adam", BASELINE)},
+                "best fixed width": width,
+                "best total variation": weight.removeprefix("total variation "),
+            }
+        )
+    return Table(pd.DataFrame(rows), "17-fields", signed=True, index=2)
 
 
-def _chosen(
-    errors: Sequence[Tensor], scores: Sequence[Tensor], seed: int, runs: Sequence[int], rates: Sequence[float]
-) -> Outcome:
-    held_out = torch.stack([each[seed, list(runs)] for each in errors]).nan_to_num(math.inf, math.inf)
-    step, rate = divmod(int(held_out.argmin()), len(runs))
-    return Outcome(scores[step][seed, runs[rate]].item(), rates[rate], (step + 1) * EVERY)
-
-
-def regret(outcomes: Mapping[str, Sequence[Outcome]], method: str = "FieldAdam") -> dict[str, Any]:
-    """A method's PSNR against that of the fixed width whose mean over seeds is best, which only the truth can tell."""
-    means = {name: sum(each.psnr for each in of_seeds) / len(of_seeds) for name, of_seeds in outcomes.items()}
-    best = max(FIXED.keys() & means.keys(), key=means.__getitem__)
-    by_seed = [b.psnr - ours.psnr for b, ours in zip(outcomes[best], outcomes[method], strict=True)]
-    return {"best": best, "psnr": means, "regret": means[best] - means[method], "regret by seed": by_seed}
+def load(file: Path) -> tuple[dict[str, Any], dict[str, Outcomes]]:
+    """Provenance, and the outcomes that :func:`main` found, by task and noise."""
+    content = json.loads(file.read_text())
+    return content["provenance"], {
+        condition: {name: [Outcome(*each) for each in of_seeds] for name, of_seeds in outcomes.items()}
+        for condition, outcomes in content["outcomes"].items()
+    }
 
 
 def main(file: Path) -> None:
-    """Measure all tasks at all levels of noise, and write what was found after each."""
-    found = json.loads(file.read_text()) if file.exists() else {}
+    """Measure all tasks at all levels of noise, and write what was found after each; what is there already stays."""
+    found = json.loads(file.read_text())["outcomes"] if file.exists() else {}
+    made = provenance.collect("none") | {"date": date.today().isoformat()}
     for name, (make, levels) in TASKS.items():
         for noise in levels:
-            key = f"{name}, {noise}"
-            if key not in found:
-                outcomes = reconstruct([make(noise, seed) for seed in SEEDS], METHODS, SEEDS)
-                found[key] = {**regret(outcomes), "outcomes": outcomes}
-                file.write_text(json.dumps(found, indent=1))
+            condition = f"{name}, {noise}"
+            if condition not in found:
+                found[condition] = reconstruct([make(noise, seed) for seed in SEEDS], list(METHODS), SEEDS)
+                write_atomically(file, json.dumps({"provenance": made, "outcomes": found}).encode())
 
 
 if __name__ == "__main__":

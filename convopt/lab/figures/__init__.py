@@ -1,5 +1,6 @@
 """The figures of the notebooks."""
 
+from convopt.lab.figures.fields import field_gains, reconstructions
 from convopt.lab.figures.kernels import (
     centre_taps,
     descents,
@@ -40,6 +41,7 @@ __all__ = [
     "dots",
     "ema_biases",
     "factorial",
+    "field_gains",
     "gain_lines",
     "gains",
     "growing_gain",
@@ -50,6 +52,7 @@ __all__ = [
     "kernel_taps",
     "race",
     "ratios",
+    "reconstructions",
     "response",
     "ring_spectra",
     "searches",

@@ -106,6 +106,10 @@ METHODS = {
     "Lion": Look("brown", "<"),
     "SAM": Look("brown", ">"),
     "AdEMAMix": Look("brown", "h"),
+    "FieldAdam": Look("blue", "o"),
+    "width chosen by held-out data": Look("orange", "P"),
+    "one fixed width everywhere": Look("green", "8"),
+    "total variation, weight chosen by held-out data": Look("brown", "d"),
     "Schedule-free SGD": Look("brown", "p"),
     "Schedule-free AdamW": Look("brown", "*"),
 }
