@@ -153,7 +153,7 @@ def verdicts(table: Table) -> Figure:
 
 
 def _what_differs(difference: str) -> str:
-    """ "SGD, cosine: Wiener filter minus raw gradient" for "SGD, Wiener filter, cosine minus SGD, raw gradient, cosine"."""
+    """What two labels have in common, then the rest: "SGD, cosine: Wiener filter minus raw gradient", for example."""
     treatment, control = (label.split(", ") for label in difference.split(" minus "))
     if len(treatment) != len(control):
         return difference
