@@ -1,14 +1,17 @@
 """Advice is judged by the paired difference that it stands on, and by nothing else."""
 
 import dataclasses
-import re
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from convopt.lab import advice, figures
 from convopt.lab.advice import Advice
 from convopt.lab.records import Record
+from convopt.lab.report import Table
+from convopt.lab.stats import Interval
 from convopt.lab.study import Results
 
 EVERY_PIECE = (*advice.OF_THE_FIRST_REPORT, *advice.OF_THIS_STUDY)
@@ -79,9 +82,49 @@ def test_diverged_runs_leave_it_undecided():
     ]
 
 
-def test_the_figure_has_a_row_for_each_piece_about_accuracy():
+def test_the_figure_has_a_row_for_each_piece_about_accuracy_under_its_situation():
     slow = dataclasses.replace(SMOOTH, use=False, measure="seconds_per_epoch")
     figure = figures.verdicts(advice.judge([SMOOTH, slow], study_in_which(2), "judged"))
     plt.close(figure)
-    (label,) = figure.axes[0].get_yticklabels()
-    assert re.fullmatch("wrong labels: ConvolutionalSGD minus SGD", label.get_text())
+    assert [text.get_text() for text in figure.axes[0].texts] == ["ConvolutionalSGD minus SGD", "wrong labels"]
+    (dot,) = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    assert dot.get_xdata()[0] == pytest.approx(2, rel=0.1)
+
+
+def confirmed(pieces):
+    """A table as ``judge`` makes it, without studies."""
+    return Table(
+        pd.DataFrame(
+            {
+                "situation": piece.situation,
+                "difference": f"{piece.treatment} minus {piece.control}",
+                "measure": "final acc. (%)",
+                "measured": Interval(1.0, 0.5, 1.5),
+                "verdict": "confirmed",
+            }
+            for piece in pieces
+        ),
+        "judged",
+    )
+
+
+def test_a_row_of_the_figure_names_once_what_both_arms_have():
+    pieces = [piece for piece in advice.OF_THIS_STUDY if piece.experiment == "15-factorial"]
+    figure = figures.verdicts(confirmed(pieces))
+    plt.close(figure)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert len(texts) == len(pieces) + 1
+    assert texts.count(advice.TUNED) == 1
+    assert "SGD, cosine: Wiener filter minus raw gradient" in texts
+    assert "AdamW, raw gradient: SNRAnnealing minus constant" in texts
+
+
+@pytest.mark.parametrize("pieces", [advice.OF_THE_FIRST_REPORT, advice.OF_THIS_STUDY])
+def test_the_figure_is_legible_on_a_telephone(pieces):
+    """No text is below 9 pixels where the figure is 358 wide, and none sticks out."""
+    figure = figures.verdicts(confirmed(pieces))
+    width = figure.get_tightbbox().width + 2 * plt.rcParams["savefig.pad_inches"]
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in texts) / 72 / width * 358 >= 9
+    assert width < figure.get_size_inches()[0] + 0.3
+    plt.close(figure)

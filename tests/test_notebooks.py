@@ -57,8 +57,6 @@ class TestCommitted:
         assert all(heading in first for heading in ("**What you will learn:**", "**You need:**", "**Running time:**"))
 
     def test_with_imports_and_parameters_folded(self, path):
-        if path.stem == "13-cost":
-            pytest.skip("not yet")
         code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         folded = [code[0], *(cell for cell in code if "parameters" in cell.metadata.get("tags", []))]
         assert len(folded) == 2

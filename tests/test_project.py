@@ -15,7 +15,8 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import correctness, experiments, finding, valley, workspace
+from convopt.lab import beyond, correctness, experiments, finding, valley, workspace
+from convopt.lab.experiments import beyond_mnist
 from convopt.lab.figures import looks
 from convopt.lab.study import Results
 from convopt.lab.vision import torchvision
@@ -73,6 +74,9 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     """All that it quotes, "+1.4 [+1.1, +1.7]" and the like, and nothing else."""
     tuned, sizes = published("15-factorial"), published("07-batch-size-tuned")
     robust = published("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
+    many = published("16-beyond-mnist")
+    averaging = beyond.added(many, "WeightAveraging")
+    worst = beyond.worst_of(averaging)
     measured = [
         *(
             correctness.headline(tuned, f"{base}, {treatment}", f"{base}, {control}")
@@ -105,6 +109,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
             for size in (8, 64, 256)
         ),
+        correctness.headline(many, *(beyond_mnist.label(*worst, piece) for piece in ("WeightAveraging", "alone"))),
         *(
             correctness.headline(
                 published("15-factorial-conditions"),
@@ -117,6 +122,10 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
     assert quoted == measured
+    over_cosine = beyond.over_cosine(many, "WeightAveraging")
+    told = " ".join(README.split())
+    assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
+    assert f"Against a tuned cosine it makes {beyond.median_of(over_cosine):+.1f} in the median" in told
 
 
 @pytest.mark.parametrize("theme", looks.GROUNDS)

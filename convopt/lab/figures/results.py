@@ -123,24 +123,43 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
 def verdicts(table: Table) -> Figure:
     """A dot with its 95 % interval for each row of ``advice.judge`` that is about accuracy, marked by its verdict.
 
-    The axis is linear up to 5 points to either side of zero, logarithmic beyond.
+    Labels stand above their dots, under a heading per situation: so the figure is narrow enough for a telephone. The
+    axis is linear up to 2 points to either side of zero, logarithmic beyond.
     """
     frame = table.frame[table.frame.measure.str.contains("%")]
     marks = {"confirmed": Look("green", "o"), "refuted": Look("vermillion", "s"), "undecided": Look("brown", "D")}
-    figure, axes = plt.subplots(figsize=(9.5, 0.27 * len(frame) + 1.4))
-    for row, (interval, verdict) in enumerate(zip(frame.measured, frame.verdict, strict=True)):
-        _dot(axes, interval, row, marks[verdict])
+    begins = frame.situation != frame.situation.shift()
+    places = np.arange(len(frame)) + 0.75 * begins.cumsum()
+    figure, axes = plt.subplots(figsize=(5.2, 0.42 * places.max() + 1.6))
+    for place, (interval, verdict) in zip(places, zip(frame.measured, frame.verdict, strict=True), strict=True):
+        _dot(axes, interval, place, marks[verdict])
     for verdict, look in marks.items():
         axes.plot([], [], look.marker, color=look.colour, label=verdict)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(frame)), frame.situation + ": " + frame.difference, fontsize=8)
-    axes.set_ylim(len(frame) - 0.4, -0.6)
-    axes.set_xscale("symlog", linthresh=5, linscale=1)
-    axes.set_xticks([-50, -15, -5, -2.5, 0, 2.5, 5, 15, 50])
-    axes.xaxis.set_major_formatter("{x:+g}")
-    axes.set(xlabel="difference in accuracy (points)", xlim=(-80, 60))
+    over_lines = {"transform": axes.get_yaxis_transform(), "bbox": {"facecolor": "white", "linewidth": 0, "pad": 1}}
+    for place, label in zip(places, map(_what_differs, frame.difference), strict=True):
+        axes.text(0, place - 0.48, label, verticalalignment="center", **over_lines)
+    for place, situation in zip(places[begins], frame.situation[begins], strict=True):
+        axes.text(0, place - 1.05, situation, verticalalignment="center", weight="bold", **over_lines)
+    axes.set(yticks=[], ylim=(places.max() + 0.5, places.min() - 1.4))
+    axes.spines["left"].set_visible(False)
+    axes.set_xscale("symlog", linthresh=2, linscale=1.5)
+    axes.set_xticks([-50, -10, -2, -1, 0, 1, 2, 10])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:+g}" if x else "0")
+    axes.set(xlabel="difference in accuracy (points)", xlim=(-80, 20))
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
+
+
+def _what_differs(difference: str) -> str:
+    """What two labels have in common, then the rest: "SGD, cosine: Wiener filter minus raw gradient", for example."""
+    treatment, control = (label.split(", ") for label in difference.split(" minus "))
+    if len(treatment) != len(control):
+        return difference
+    alike = [one for one, other in zip(treatment, control, strict=True) if one == other]
+    rest = [", ".join(part for part in label if part not in alike) for label in (treatment, control)]
+    return ": ".join(filter(None, [", ".join(alike), " minus ".join(rest)]))
 
 
 def _block_ends(index: pd.DataFrame) -> list[int]:
