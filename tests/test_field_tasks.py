@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import ROOT
 
+from convopt.lab import workspace
 from convopt.lab.fields import regret
-from convopt.lab.fields.methods import SmoothedAdam, total_variation_gradient
-from convopt.lab.fields.reconstruction import Outcome, reconstruct, reconstruct_again
+from convopt.lab.fields.methods import METHODS, SmoothedAdam, total_variation_gradient
+from convopt.lab.fields.reconstruction import Outcome, Outcomes, reconstruct, reconstruct_again
 from convopt.lab.fields.tasks import TASKS, emission_volume, interpolated, photograph, scattered_samples, tomography
 from convopt.lab.figures.fields import psnr
 
@@ -82,6 +84,32 @@ def test_the_gradient_of_the_total_variation_is_its_derivative(shape):
     ahead, behind = (total_variation(fields + sign * step * direction) for sign in (1, -1))
     slope = (total_variation_gradient(fields) * direction).sum()
     assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Outcomes]:
+    return regret.load(ROOT / workspace.FIELDS)[1]
+
+
+def test_the_published_outcomes_are_of_all_tasks_methods_and_seeds(published):
+    assert list(published) == [f"{name}, {noise}" for name, (_, levels) in TASKS.items() for noise in levels]
+    for outcomes in published.values():
+        assert list(outcomes) == list(METHODS)
+        assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(regret.SEEDS)}
+
+
+@pytest.mark.parametrize("condition", ["scattered samples, 0.3", "emission volume, 0.1"])
+def test_a_published_outcome_comes_out_again(published, condition):
+    task, noise = condition.split(", ")
+    problem = TASKS[task][0](float(noise), 3)
+    chosen = {name: published[condition][name][3] for name in ("FieldAdam", "Adam, cosine", "width 30, power 1")}
+    for name, again in reconstruct_again(problem, chosen, 3).items():
+        assert psnr(again.field, problem.truth) == pytest.approx(chosen[name].psnr, abs=0.05)
+
+
+def test_a_seed_that_was_not_run_is_refused(published):
+    with pytest.raises(ValueError, match="seed must be an integer from 0 to 9, got 10"):
+        regret.of_seed(published, 10)
 
 
 def outcomes(*psnr_and_error: tuple[float, float]) -> list[Outcome]:

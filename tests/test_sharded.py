@@ -7,28 +7,41 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from sharded import TRAININGS, Training
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 
 
-def torchrun(ranks: int, folder: Path, mode: str) -> dict[str, dict[str, torch.Tensor]]:
-    """What the script has learnt in so many processes."""
+def torchrun(ranks: int, folder: Path, mode: str) -> None:
+    """Train in so many processes, which write what they have learnt."""
     folder.mkdir(exist_ok=True)
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", str(HERE / "sharded.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
     subprocess.run([sys.executable, *command, str(folder), mode], check=True, env=environment)
-    return torch.load(folder / f"{mode}-{ranks}.pt")
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
-    """In each way to train the same 200 steps, what each training has learnt. Processes start slowly: once for all."""
-    folder = tmp_path_factory.mktemp("sharded")
-    ways = {"2 ranks": torchrun(2, folder / "two", "save"), "4 ranks": torchrun(4, folder / "four", "save")}
-    ways["saved on 2 ranks and resumed on 4"] = torchrun(4, folder / "two", "resume")
-    return {**ways, "tensor parallel": torchrun(2, folder / "tensor", "tensor")}
+def learnt(tmp_path_factory, testrun_uid) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+    """In each way to train the same 200 steps, what each training has learnt.
+
+    It takes minutes: the first of pytest's workers trains, the others wait and read.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"sharded-{testrun_uid}"
+    ways = {
+        "2 ranks": (2, "two", "save"),
+        "4 ranks": (4, "four", "save"),
+        "saved on 2 ranks and resumed on 4": (4, "two", "resume"),
+        "tensor parallel": (2, "tensor", "tensor"),
+    }
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        for ranks, name, mode in ways.values():
+            if not (folder / name / f"{mode}-{ranks}.pt").exists():
+                torchrun(ranks, folder / name, mode)
+    return {way: torch.load(folder / name / f"{mode}-{ranks}.pt") for way, (ranks, name, mode) in ways.items()}
 
 
 @pytest.fixture(scope="module", params=TRAININGS)

@@ -29,8 +29,10 @@ def records():
 
 
 def wait_for_records(folder, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.json"))) < count and process.poll() is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("*.json"))) < count:
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "it trains too slowly"
         time.sleep(0.05)
 
 
