@@ -1,7 +1,6 @@
 """Figures of experiments: curves, dots, intervals, trends."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -294,23 +293,30 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
     """A panel per optimizer, two in a line, a row per step, a dot with its interval per gradient: what helps, where.
 
     Args:
-        accuracies: by optimizer, gradient and step; a combination that is missing leaves its place empty.
+        accuracies: by optimizer, gradient and step. A combination that is missing leaves its place empty; a step that
+            neither optimizer of a line has is left out there.
         xlabel: what the values are.
     """
     bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    lines = math.ceil(len(bases) / 2)
-    figure, panels = plt.subplots(lines, 2, figsize=(8.8, 0.8 + 3.4 * lines), sharex=True, sharey=True)
-    panels = panels.flatten()
-    for base, axes in itertools.zip_longest(bases, panels):
-        if base is None:
-            axes.set_visible(False)
-            continue
-        of_base = {
-            (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
-        }
-        _rows_of_dots(axes, of_base, looks(gradients), steps)
-        axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    lines = [bases[i : i + 2] for i in range(0, len(bases), 2)]
+    rows = [
+        [step for step in steps if any((base, gradient, step) in accuracies for base in line for gradient in gradients)]
+        for line in lines
+    ]
+    heights = [0.7 + 0.54 * len(of_line) for of_line in rows]
+    options = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
+    figure, panels = plt.subplots(len(lines), 2, figsize=(8.8, 0.8 + sum(heights)), **options)
+    for line, of_line, of_panels in zip(lines, rows, panels, strict=True):
+        for base, axes in itertools.zip_longest(line, of_panels):
+            if base is None:
+                axes.set_visible(False)
+                continue
+            of_base = {
+                (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
+            }
+            _rows_of_dots(axes, of_base, looks(gradients), of_line)
+            axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
