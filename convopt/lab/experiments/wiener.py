@@ -20,7 +20,7 @@ from convopt.lab.experiments.common import (
     WIENER_ALONE,
     WIENER_SGD,
 )
-from convopt.lab.experiments.search import Trial, chosen
+from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen
 from convopt.lab.runs import Choice
 
 PAGE = "04-wiener"
@@ -191,6 +191,7 @@ EXPERIMENTS = (
         title="Learning rates, by accuracy on the validation images",
         arms=tuple(trial.arm for trial in SEARCHES["04-wiener-tuning"]),
         seeds=3,
+        first_seed=TUNING_SEED,
         is_search=True,
     ),
 )
