@@ -23,6 +23,11 @@ def test_there_is_a_row_for_each_optimizer_and_kind_of_step(rows):
     assert all(row["median_ms"] > 0 for row in rows)
 
 
+def test_whole_training_steps_are_timed_on_one_thread_alone():
+    rows = bench.measure(["SimpleNet"], [2], "cpu", seconds=0.05)
+    assert {(row["what"], row["threads"]) for row in rows} == {("step", 2)}
+
+
 def test_ratios_are_those_of_the_medians_of_one_kind_of_step(rows):
     for what in {row["what"] for row in rows}:
         medians = {row["optimizer"]: row["median_ms"] for row in rows if row["what"] == what}

@@ -157,7 +157,7 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     """Rows of ``optimizer``, ``model``, ``what``, ``threads``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``
     and ``over_floor``.
 
-    ``what`` is "step", or "training step, batch N". The floor, for steps alone, is the time to copy as many bytes as
+    ``what`` is "step" or, with one thread, "training step, batch N". The floor, for steps alone, is the time to copy as many bytes as
     the update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to leave out.
 
     Args:
@@ -169,7 +169,10 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     _keep_freed_memory()
     rows = []
     cases = [
-        (name, count, batch) for name in models for count in threads for batch in (None, *TRAINED[device].get(name, ()))
+        (name, count, batch)
+        for name in models
+        for count in threads
+        for batch in (None, *(TRAINED[device].get(name, ()) if count == 1 else ()))
     ]
     for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
         with _threads(count):
