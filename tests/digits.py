@@ -16,6 +16,7 @@ BATCH = 32
 DIGITS = data.load("digits")
 X, Y = DIGITS.train.x.flatten(1)[: 36 * BATCH], DIGITS.train.y[: 36 * BATCH]
 ANNEALING = {"warmup": 5, "power": 1.0}
+ANNEALED = {"snr_annealing": True, "annealing_ema": 0.9, **ANNEALING}
 
 
 class Network(nn.Sequential):
@@ -35,8 +36,8 @@ OPTIMIZERS: dict[str, Callable[[Network], torch.optim.Optimizer]] = {
     "LocalLossConvSGD": lambda model: LocalLossConvSGD(
         model.parameters(), lr=0.03, local_lr=0.05, kernel_init="gaussian"
     ),
-    "WienerSGD": lambda model: WienerSGD(model.groups(), lr=0.1, annealing_ema=0.9, **ANNEALING),
-    "WienerAdamW": lambda model: WienerAdamW(model.groups(), lr=0.01, annealing_ema=0.9, **ANNEALING),
+    "WienerSGD": lambda model: WienerSGD(model.groups(), lr=0.1, **ANNEALED),
+    "WienerAdamW": lambda model: WienerAdamW(model.groups(), lr=0.01, **ANNEALED),
     "AdamW with SNRAnnealing": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
 }
 for_each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)

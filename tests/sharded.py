@@ -26,7 +26,7 @@ ANNEALING = {"warmup": 5, "power": 1.0}
 
 
 def wiener(cls: type, lr: float):
-    return lambda groups: (cls(groups, lr=lr, annealing_ema=0.9, **ANNEALING), None)
+    return lambda groups: (cls(groups, lr=lr, snr_annealing=True, annealing_ema=0.9, **ANNEALING), None)
 
 
 def attached(cls: type, base: type, lr: float, **options: Any):

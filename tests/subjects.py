@@ -21,7 +21,7 @@ TORCHS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
     "RMSprop": lambda groups, lr: torch.optim.RMSprop(groups, lr=lr),
 }
-WIENER_OPTIONS = {"warmup": 5, "annealing_ema": 0.9, "every": 2}
+WIENER_OPTIONS = {"snr_annealing": True, "warmup": 5, "annealing_ema": 0.9, "every": 2}
 
 
 class Subject(NamedTuple):

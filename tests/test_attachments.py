@@ -320,10 +320,10 @@ class TestWhatCannotWork:
     @pytest.mark.parametrize("cls", [WienerSGD, WienerAdamW])
     def test_says_so_around_what_does_it_itself(self, cls):
         with pytest.raises(RuntimeError, match="anneals itself"):
-            SNRAnnealing(cls(groups_of(new_params())))
+            SNRAnnealing(cls(groups_of(new_params()), snr_annealing=True))
         with pytest.raises(RuntimeError, match="filters its gradients itself"):
             WienerFilter(cls(groups_of(new_params())))
-        optimizer = cls(groups_of(new_params()), snr_annealing=False)
+        optimizer = cls(groups_of(new_params()))
         SNRAnnealing(optimizer)
         for group in optimizer.param_groups:
             group["snr_annealing"] = True

@@ -37,11 +37,11 @@ OPTIMIZERS = {
     "LocalLossConvSGD": lambda groups: LocalLossConvSGD(groups, lr=0.02, local_lr=0.1),
     "ConvolutionalSGDv2": lambda groups: ConvolutionalSGDv2(groups, lr=0.02, kernel_size=3, kernel_lr=0.5),
     "LaplacianSmoothingSGD": lambda groups: LaplacianSmoothingSGD(groups, lr=0.02),
-    "WienerSGD": lambda groups: WienerSGD(groups, lr=0.02, annealing_ema=0.9, **ANNEALING),
+    "WienerSGD": lambda groups: WienerSGD(groups, lr=0.02, snr_annealing=True, annealing_ema=0.9, **ANNEALING),
     "WienerSGD, halves": lambda groups: WienerSGD(
-        groups, lr=0.02, annealing_ema=0.9, second_estimate="half batches", **ANNEALING
+        groups, lr=0.02, snr_annealing=True, annealing_ema=0.9, second_estimate="half batches", **ANNEALING
     ),
-    "WienerAdamW": lambda groups: WienerAdamW(groups, lr=0.002, annealing_ema=0.9, **ANNEALING),
+    "WienerAdamW": lambda groups: WienerAdamW(groups, lr=0.002, snr_annealing=True, annealing_ema=0.9, **ANNEALING),
     "SNRAnnealing": lambda groups: AnnealedAdamW(groups, lr=0.002),
 }
 

@@ -19,14 +19,14 @@ from convopt import (
     WienerSGD,
 )
 
-ANNEALING = {"warmup": 5, "power": 1.0, "annealing_ema": 0.9}
+ANNEALING = {"warmup": 5, "power": 1.0, "annealing_ema": 0.9, "snr_annealing": True}
 OPTIMIZERS = {
     "ConvolutionalSGD": lambda model, lr: ConvolutionalSGD(model.parameters(), lr=lr),
     "LocalLossConvSGD": lambda model, lr: LocalLossConvSGD(model.parameters(), lr=lr, kernel_init="gaussian"),
     "ConvolutionalSGDv2": lambda model, lr: ConvolutionalSGDv2(model.parameters(), lr=lr, kernel_size=3),
     "LaplacianSmoothingSGD": lambda model, lr: LaplacianSmoothingSGD(model.parameters(), lr=lr),
     "WienerSGD": lambda model, lr: WienerSGD(model.groups(), lr=lr, **ANNEALING),
-    "WienerSGD without annealing": lambda model, lr: WienerSGD(model.groups(), lr=lr, snr_annealing=False),
+    "WienerSGD without annealing": lambda model, lr: WienerSGD(model.groups(), lr=lr),
     "WienerAdamW": lambda model, lr: WienerAdamW(model.groups(), lr=lr / 10, **ANNEALING),
     "SGD": lambda model, lr: torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
 }

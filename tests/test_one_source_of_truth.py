@@ -25,7 +25,8 @@ KERNELS = [cls for cls in OURS if hasattr(cls, "kernels")]
 
 
 def make(cls, params, **options):
-    return Subject(cls(groups_of(params), **options))
+    annealed = {"snr_annealing": True} if cls in WIENER else {}
+    return Subject(cls(groups_of(params), **annealed, **options))
 
 
 def written_out(optimizer) -> str:

@@ -103,7 +103,7 @@ def annealed_sgd(p, lr):
 
 
 def wiener_sgd(p, lr):
-    optimizer = WienerSGD([p], lr=lr, momentum=0.0, warmup=50)
+    optimizer = WienerSGD([p], lr=lr, momentum=0.0, snr_annealing=True, warmup=50)
     return optimizer, lambda: optimizer.snr().factor
 
 

@@ -3,14 +3,14 @@
 import pytest
 import skorch
 import torch
-from digits import ANNEALING, BATCH, DIGITS, Network, X, Y, accuracy, assert_close, assert_same, plain_loop
+from digits import ANNEALED, ANNEALING, BATCH, DIGITS, Network, X, Y, accuracy, assert_close, assert_same, plain_loop
 from skorch.callbacks import Callback, Checkpoint, LoadInitState
 from torch import nn
 
 from convopt import ConvolutionalSGDv2, LocalLossConvSGD, SNRAnnealing, WienerAdamW, WienerSGD
 
 GRIDS = [("0.weight", {"grid": (8, 8)})]
-WIENER = {"annealing_ema": 0.9, "param_groups": GRIDS, **ANNEALING}
+WIENER = {"param_groups": GRIDS, **ANNEALED}
 OPTIMIZERS = {
     "ConvolutionalSGDv2": (ConvolutionalSGDv2, {"lr": 0.03, "kernel_size": 3, "kernel_lr": 0.1}),
     "LocalLossConvSGD": (LocalLossConvSGD, {"lr": 0.03, "local_lr": 0.05, "kernel_init": "gaussian"}),

@@ -64,7 +64,7 @@ def test_the_kernels(name):
 def test_the_filter_and_the_annealing(name):
     ours, theirs = (convolutional_model() for _ in range(2))
     groups, _ = spatial_param_groups(ours, batches(1)[0][0])
-    optimizer = getattr(convopt, name)(groups)
+    optimizer = getattr(convopt, name)(groups, snr_annealing=True)
     on_grid = {p for group in optimizer.param_groups if group["grid"] for p in group["params"]}
     grids = {b: (8, 8) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True) if a in on_grid}
     assert len(grids) == 1

@@ -22,7 +22,16 @@ for_each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 def make(name: str, params, **options):
     return OPTIMIZERS[name](
-        params, **{"lr": 0.1, "weight_decay": 0.0, "warmup": 5, "every": 1, "coherence_ema": 0.99, **options}
+        params,
+        **{
+            "lr": 0.1,
+            "weight_decay": 0.0,
+            "snr_annealing": True,
+            "warmup": 5,
+            "every": 1,
+            "coherence_ema": 0.99,
+            **options,
+        },
     )
 
 
@@ -113,6 +122,12 @@ class TestTheBaseOptimizer:
             assert optimizer.snr().factor == pytest.approx(annealing.factor(), rel=1e-4)
         assert optimizer.snr().rho == pytest.approx(annealing.rho(), rel=1e-4)
         assert annealing.factor() < 0.5
+
+    def test_unless_it_is_asked_for_steps_are_not_annealed(self, name):
+        params = new_params()
+        optimizer = OPTIMIZERS[name](groups(params), warmup=5, annealing_ema=0.9)
+        train(optimizer, params, gradients(60))
+        assert optimizer.snr().factor == 1
 
     def test_it_goes_on_from_a_checkpoint_of_the_base(self, name):
         grads = gradients(30)

@@ -91,7 +91,7 @@ def _with(attached: type, make: Make, model: nn.Module, sample: Tensor) -> torch
 
 def _on_grids(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
     groups: Any = model.parameters() if sample.ndim < 4 else spatial_param_groups(model, sample)[0]
-    return cls(groups, lr=1e-4)
+    return cls(groups, lr=1e-4, snr_annealing=True)  # the dearest of what they do
 
 
 def _plain(cls: type, model: nn.Module, sample: Tensor, **options: Any) -> torch.optim.Optimizer:
@@ -157,8 +157,9 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
     """Rows of ``optimizer``, ``model``, ``what``, ``threads``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``
     and ``over_floor``.
 
-    ``what`` is "step" or, with one thread, "training step, batch N". The floor, for steps alone, is the time to copy as many bytes as
-    the update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to leave out.
+    ``what`` is "step" or, with one thread, "training step, batch N". The floor, for steps alone, is the time to copy as
+    many bytes as the update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to
+    leave out.
 
     Args:
         models: names of ``MODELS``.

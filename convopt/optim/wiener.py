@@ -28,8 +28,9 @@ class WienerSGD(WienerOptimizer):
     Consecutive batches draw their noise independently, so it cannot pass for signal. But the step between them follows
     :math:`G_{t-1}`, and that makes S too low.
 
-    The step is then annealed as :class:`SNRAnnealing` does it, from all gradients together, but at once. Between steps
-    ``param_groups[...]["lr"]`` is what you or a scheduler set. One previous gradient is kept for both.
+    With ``snr_annealing`` the step is then annealed as :class:`SNRAnnealing` does it, from all gradients together, but
+    at once. Between steps ``param_groups[...]["lr"]`` is what you or a scheduler set. One previous gradient is kept for
+    both.
 
     Example::
 
@@ -54,8 +55,8 @@ class WienerSGD(WienerOptimizer):
         second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients
             that are accumulated: call :meth:`mark_half` between the two halves. Then S has no bias.
         every: gradients are compared at every so many steps; the averages' memory in steps stays the same.
-        snr_annealing: whether steps are annealed; with ``onset``, ``power``, ``warmup`` and ``annealing_ema`` as in
-            :class:`SNRAnnealing`, for all groups alike.
+        snr_annealing: whether steps are annealed, which on many tasks does harm; with ``onset``, ``power``, ``warmup``
+            and ``annealing_ema`` as in :class:`SNRAnnealing`, for all groups alike.
         maximize: ascend.
         foreach: as in torch.
         fused: as in torch; with annealing, fused is the default, because the other implementations wait for an
@@ -82,7 +83,7 @@ class WienerSGD(WienerOptimizer):
         scale: str = "energy",
         second_estimate: str = "previous step",
         every: int = 4,
-        snr_annealing: bool = True,
+        snr_annealing: bool = False,
         onset: float = 0.8,
         power: float = 1.5,
         warmup: int = 200,
@@ -117,7 +118,7 @@ class WienerSGD(WienerOptimizer):
 
 
 class WienerAdamW(WienerOptimizer):
-    """AdamW on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
+    """AdamW on gradients that pass a Wiener filter; on request, steps are annealed by their signal-to-noise ratio.
 
     Filter, annealing and all options that are not named here are those of :class:`WienerSGD`; the filtered gradient
     goes into both of AdamW's averages.
@@ -151,7 +152,7 @@ class WienerAdamW(WienerOptimizer):
         scale: str = "energy",
         second_estimate: str = "previous step",
         every: int = 4,
-        snr_annealing: bool = True,
+        snr_annealing: bool = False,
         onset: float = 0.8,
         power: float = 1.5,
         warmup: int = 200,

@@ -121,12 +121,13 @@ def _annealing(optimizers: Optimizers) -> dict[str, float]:
 def wiener(cls: Callable[..., Optimizer]) -> Method:
     """A Wiener optimizer over parameters divided by their grids.
 
-    The option ``smallest_kernel`` is that of ``spatial_param_groups``.
+    The option ``smallest_kernel`` is that of ``spatial_param_groups``. Steps are annealed unless an option says
+    otherwise: so it was when the study's records got their names.
     """
 
     def make(groups: Groups, setup: Setup, smallest_kernel: int | None = None, **options: Any) -> Optimizer:
         kernel = {} if smallest_kernel is None else {"smallest_kernel": smallest_kernel}
-        return cls(on_grids(groups, setup, **kernel), **options)
+        return cls(on_grids(groups, setup, **kernel), **{"snr_annealing": True, **options})
 
     return Method(make, _backward_in_halves, step_with_loss, _gains, _annealing)
 

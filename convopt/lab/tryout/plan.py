@@ -14,7 +14,7 @@ from convopt.lab.experiments import (
     COSINE,
     SGD,
     WIENER_ADAMW,
-    WIENER_SGD,
+    WIENER_ALONE,
     Recipe,
     averaged,
     with_options,
@@ -81,10 +81,13 @@ _EVERYWHERE = {
 }
 _ON_GRIDS = {
     "WienerSGD": Method(
-        WIENER_SGD, SGD_RATES, True, _GROUPS + "optimizer = convopt.WienerSGD(groups, lr={lr:g}, momentum=0.9)\n"
+        WIENER_ALONE, SGD_RATES, True, _GROUPS + "optimizer = convopt.WienerSGD(groups, lr={lr:g}, momentum=0.9)\n"
     ),
     "WienerAdamW": Method(
-        WIENER_ADAMW, ADAM_RATES, True, _GROUPS + "optimizer = convopt.WienerAdamW(groups, lr={lr:g})\n"
+        with_options(WIENER_ADAMW, snr_annealing=False),
+        ADAM_RATES,
+        True,
+        _GROUPS + "optimizer = convopt.WienerAdamW(groups, lr={lr:g})\n",
     ),
     "AdamW + WienerFilter, cosine": Method(
         replace(ADAMW, schedule=COSINE, filter=Choice.of("WienerFilter")),
@@ -175,7 +178,7 @@ def make_plan(name: str, network: str, budget: float, workers: int) -> Plan:
 
 
 def _has_grids(plan: Plan, dataset: data.Dataset) -> bool:
-    run = plan.run(WIENER_SGD, 1, TUNING_SEED)
+    run = plan.run(WIENER_ALONE, 1, TUNING_SEED)
     with torch.random.fork_rng(devices=[]):
         groups, _ = optim.spatial_param_groups(make_model(run, dataset), dataset.train.x[:2])
     return any(group["grid"] is not None for group in groups)
