@@ -68,7 +68,7 @@ STEPS = {
 }
 """What becomes of the learning rate, or of the weights, over time."""
 
-STUDIED: dict[str, Iterable[str]] = {"SGD": STEPS, "AdamW": STEPS, "Muon": ("cosine",), "SAM": ("cosine",)}
+STUDIED: dict[str, Iterable[str]] = {"SGD": STEPS, "AdamW": STEPS, "Muon": ("cosine",), "SAM": STEPS}
 """The optimizers that have been trained so far, each with these steps. A step of Muon takes five times one of SGD."""
 
 INPUTS = {
