@@ -7,6 +7,7 @@ import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
+    ANNEALED_AROUND,
     CELLS,
     COMPARED_WITH,
     CONDITIONS,
@@ -14,7 +15,6 @@ from convopt.lab.experiments.factorial import (
     GRADIENTS,
     INPUTS,
     NAMES,
-    RELATED,
     STUDIED,
     chosen_settings,
 )
@@ -78,7 +78,10 @@ def questions_elsewhere() -> list[Pair]:
 def questions_of_related() -> list[Pair]:
     """What is asked of the methods of others, which are corrected together."""
     questions = {"raw gradient": "Is it more than a cosine?", "Wiener filter": "Is it more than the Wiener filter?"}
-    return [Pair(questions[gradient], name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED]
+    return [
+        *(Pair(questions[gradient], *pair) for gradient, pairs in COMPARED_WITH.items() for pair in pairs.items()),
+        *(Pair("Does annealing help?", f"{label} + SNRAnnealing", label) for label in ANNEALED_AROUND),
+    ]
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
@@ -103,9 +106,14 @@ def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interva
 
 
 def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
-    """What each method of others adds to SGD with a cosine, in points, by the gradient of that and by the method."""
+    """What each method of others adds to the optimizer that it builds on, with a cosine, in points.
+
+    By the gradient of that optimizer and by the method.
+    """
     pairs = {
-        (gradient, name): Pair("", name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED
+        (gradient, name): Pair("", name, control)
+        for gradient, of_one in COMPARED_WITH.items()
+        for name, control in of_one.items()
     }
     compared = {place: compare(results, pair) for place, pair in pairs.items()}
     return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}
