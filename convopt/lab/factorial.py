@@ -17,6 +17,7 @@ from convopt.lab.experiments.factorial import (
     NAMES,
     STUDIED,
     chosen_settings,
+    is_tuned,
 )
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
@@ -38,7 +39,8 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
-    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= CELLS.keys()]
+    tuned = set(filter(is_tuned, CELLS))
+    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= tuned]
 
 
 def _questions(base: str) -> Iterator[Pair]:
@@ -78,10 +80,11 @@ def questions_elsewhere() -> list[Pair]:
 def questions_of_related() -> list[Pair]:
     """What is asked of the methods of others, which are corrected together."""
     questions = {"raw gradient": "Is it more than a cosine?", "Wiener filter": "Is it more than the Wiener filter?"}
-    return [
+    asked = [
         *(Pair(questions[gradient], *pair) for gradient, pairs in COMPARED_WITH.items() for pair in pairs.items()),
         *(Pair("Does annealing help?", f"{label} + SNRAnnealing", label) for label in ANNEALED_AROUND),
     ]
+    return [pair for pair in asked if is_tuned(pair.treatment)]
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
@@ -114,6 +117,7 @@ def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
         (gradient, name): Pair("", name, control)
         for gradient, of_one in COMPARED_WITH.items()
         for name, control in of_one.items()
+        if is_tuned(name)
     }
     compared = {place: compare(results, pair) for place, pair in pairs.items()}
     return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}

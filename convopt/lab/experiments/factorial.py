@@ -274,6 +274,11 @@ SEARCHES = {
 }
 
 
+def is_tuned(label: str) -> bool:
+    """Whether both searches of the cell with this label have chosen."""
+    return is_chosen(_searches_of(label)[1], label)
+
+
 def chosen_settings(label: str) -> dict[str, Any]:
     """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
     return chosen(_searches_of(label)[1], label)
@@ -300,7 +305,7 @@ def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
     arms = tuple(
         _CELLS[label].arm(chosen_settings(label))._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
         for label in cells
-        if is_chosen(_searches_of(label)[1], label)
+        if is_tuned(label)
     )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
 
