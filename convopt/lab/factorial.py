@@ -67,6 +67,18 @@ def _questions(base: str) -> Iterator[Pair]:
         yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
 
 
+def questions_at_other_steps() -> list[Pair]:
+    """Whether a filter helps where the step is not a cosine, for each optimizer; corrected together."""
+    asked = [
+        Pair(f"{base}, {step}: does a filter help?", f"{base}, {gradient}, {step}", f"{base}, raw gradient, {step}")
+        for base, steps in STUDIED.items()
+        for step in steps
+        if step != "cosine"
+        for gradient in ("fixed kernel", "Wiener filter")
+    ]
+    return [pair for pair in asked if is_tuned(pair.treatment) and is_tuned(pair.control)]
+
+
 def questions_elsewhere() -> list[Pair]:
     """What is asked of the few combinations under other conditions, which are corrected together."""
     control = ELSEWHERE[0]
