@@ -209,8 +209,6 @@ _RELATED = {
     "AdamW": (
         Cell("Cautious AdamW", replace(ADAMW, filter=Choice.of("cautious"), schedule=COSINE), _ADAM_RATES, {}),
         Cell("MARS", Recipe(Choice.of("MARS", optimize_1d=True), schedule=COSINE), _ADAM_RATES, {}),
-        # preconditioned over the outputs alone: over 784 inputs a step takes twenty times as long
-        Cell("SOAP", Recipe(Choice.of("SOAP", max_precondition_dim=256), schedule=COSINE), _ADAM_RATES, {}),
         # finds its rate, of which this is a factor
         Cell("Prodigy", Recipe(Choice.of("Prodigy"), schedule=COSINE), (0.1, 10.0), {}),
         _GROKFAST,
