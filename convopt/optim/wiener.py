@@ -10,7 +10,7 @@ from convopt.optim._wiener import WienerOptimizer
 
 
 class WienerSGD(WienerOptimizer):
-    r"""SGD with momentum on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
+    r"""SGD with momentum on gradients that pass a Wiener filter; on request, steps follow their signal-to-noise ratio.
 
     Of a parameter with a ``grid``, the gradient is seen as many images. In the basis of the orthonormal DCT-II, with
     :math:`G_t` and :math:`G_{t-1}` the gradients of consecutive batches, averages over images, over rings of equal
