@@ -4,18 +4,15 @@
 """
 
 import pytest
-import torch
 import twins
 
-from convopt.lab import bench
+from convopt.lab import arithmetic, bench
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with arithmetic.threads(1):
+        yield
 
 
 @pytest.mark.parametrize("optimizer", bench.OPTIMIZERS)

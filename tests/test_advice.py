@@ -14,7 +14,7 @@ from convopt.lab.report import Table
 from convopt.lab.stats import Interval
 from convopt.lab.study import Results
 
-EVERY_PIECE = (*advice.OF_THE_FIRST_REPORT, *advice.OF_THIS_STUDY)
+EVERY_PIECE = (*advice.OF_THE_PROPOSAL, *advice.OF_THIS_STUDY)
 SMOOTH = Advice("wrong labels", True, "06-stress-test", "ConvolutionalSGD", "SGD")
 """Smoothing raises the final accuracy where labels are wrong."""
 
@@ -119,7 +119,7 @@ def test_a_row_of_the_figure_names_once_what_both_arms_have():
     assert "AdamW, raw gradient: SNRAnnealing minus constant" in texts
 
 
-@pytest.mark.parametrize("pieces", [advice.OF_THE_FIRST_REPORT, advice.OF_THIS_STUDY])
+@pytest.mark.parametrize("pieces", [advice.OF_THE_PROPOSAL, advice.OF_THIS_STUDY])
 def test_the_figure_is_legible_on_a_telephone(pieces):
     """No text is below 9 pixels where the figure is 358 wide, and none sticks out."""
     figure = figures.verdicts(confirmed(pieces))

@@ -135,6 +135,42 @@ def test_nothing_sticks_out_to_the_side(visited):
 
 
 @on_every_page
+def test_figures_are_legible_on_a_telephone_too(visited):
+    """None is smaller than three quarters of its own size, see ``test_looks.test_text_in_figures_is_legible``."""
+    for width in (390, 1440):
+        visited.set_viewport_size({"width": width, "height": 900})
+        shares = visited.eval_on_selector_all(
+            ".bd-article :is(figure, .output) img:not([hidden])",
+            "all => all.map(image => image.getBoundingClientRect().width / image.naturalWidth)",
+        )
+        assert min(shares, default=1) > 0.749
+
+
+@on_every_page
+def test_what_is_wider_than_the_page_says_that_it_scrolls(visited):
+    closed = visited.query_selector_all("details:not([open])")
+    toggle = "all => all.forEach(each => each.toggleAttribute('open'))"
+    visited.evaluate(toggle, closed)
+    silent = """[...document.querySelectorAll('.bd-article :is(table, .frame)')].filter(
+        wide => wide.scrollWidth > wide.clientWidth && !(
+            wide.tabIndex === 0 && getComputedStyle(wide, '::before').content.includes('Scroll sideways')))"""
+    for width in (390, 1440):
+        visited.set_viewport_size({"width": width, "height": 900})
+        visited.wait_for_function(f"{silent}.length === 0", timeout=5000)
+    visited.evaluate(toggle, closed)
+
+
+def test_a_click_enlarges_a_figure_and_another_one_makes_it_small_again(page, address):
+    visit(page, f"{address}/executed/15-factorial.html")
+    image = page.locator("#fig-factorial img")
+    widths = []
+    for _ in range(3):
+        widths.append(image.bounding_box()["width"])
+        image.click()
+    assert widths[1] > 1.4 * widths[0] == 1.4 * widths[2]
+
+
+@on_every_page
 def test_axe_finds_nothing_serious(visited):
     check_with_axe(visited)
 

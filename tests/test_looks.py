@@ -16,7 +16,7 @@ from matplotlib.colors import to_hex
 
 from convopt.lab import bench, experiments, figures, finding, probes, valley
 from convopt.lab.experiments.factorial import GRADIENTS, INPUTS
-from convopt.lab.figures import looks
+from convopt.lab.figures import looks, style
 from convopt.lab.records import Record
 from convopt.lab.report import Table
 from convopt.lab.stats import Interval
@@ -225,3 +225,13 @@ def test_figures_take_their_colours_from_one_place():
     drawing = [*(lab / "figures").glob("*.py"), lab / "explorers.py", lab / "finding.py", lab / "valley.py"]
     drawing += (ROOT / "notebooks").glob("*.ipynb")
     assert [path.name for path in drawing if chosen.search(path.read_text())] == ["looks.py"]
+
+
+def test_text_in_figures_is_legible():
+    """Nine pixels and more where a figure is three quarters as large as it was drawn, as none is smaller on a page."""
+    assert style.SMALLEST / 72 * style.DPI * 0.75 >= 9
+    for module in (ROOT / "convopt" / "lab" / "figures").glob("*.py"):
+        sizes = re.findall(r"fontsize=([\d.]+)", module.read_text())
+        assert all(float(size) >= style.SMALLEST for size in sizes), module
+        widths = re.findall(r"figsize=\(([\d.]+),", module.read_text())
+        assert all(float(width) <= style.WIDEST for width in widths), module

@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import beyond, correctness, experiments, finding, valley, workspace
+from convopt.lab import bench, beyond, correctness, experiments, finding, report, valley, workspace
 from convopt.lab.experiments import beyond_mnist
 from convopt.lab.figures import looks
 from convopt.lab.study import Results
@@ -77,6 +77,8 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     many = published("16-beyond-mnist")
     averaging = beyond.added(many, "WeightAveraging")
     worst = beyond.worst_of(averaging)
+    over_cosine = beyond.over_cosine(many, "WeightAveraging")
+    behind = beyond.worst_of(over_cosine)
     measured = [
         *(
             correctness.headline(tuned, f"{base}, {treatment}", f"{base}, {control}")
@@ -110,6 +112,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             for size in (8, 64, 256)
         ),
         correctness.headline(many, *(beyond_mnist.label(*worst, piece) for piece in ("WeightAveraging", "alone"))),
+        report.format_interval(over_cosine[behind].interval, 1, signed=True),
         *(
             correctness.headline(
                 published("15-factorial-conditions"),
@@ -122,10 +125,20 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
     assert quoted == measured
-    over_cosine = beyond.over_cosine(many, "WeightAveraging")
     told = " ".join(README.split())
     assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
-    assert f"Against a tuned cosine it makes {beyond.median_of(over_cosine):+.1f} in the median" in told
+    assert f"Against a tuned cosine it is at {beyond.median_of(over_cosine):+.1f} in the median" in told
+    assert f"on {behind.task}, with {behind.base}." in told
+
+
+def test_the_readme_quotes_costs_as_they_were_measured():
+    _, costs = bench.read(ROOT / "book" / "records" / "costs.json")
+    small, large = (
+        bench.figure_of(costs, "WienerSGD", network, "over_sgd", f"training step, batch {size}")
+        for network, size in (("SimpleNet", 8), ("ResNet-18", 32))
+    )
+    assert f"takes up to {small:.1f} times as long as with SGD" in README
+    assert f"{large:.1f}" == "1.0"
 
 
 @pytest.mark.parametrize("theme", looks.GROUNDS)

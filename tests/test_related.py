@@ -97,6 +97,28 @@ class TestGradientAgreementFiltering:
         assert not math.isfinite(loss)
 
 
+class TestCautious:
+    def moves(self, velocity: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Where a step goes whose direction, but for the mask, is that of the velocity."""
+        p = nn.Parameter(torch.zeros_like(velocity))
+        optimizer = torch.optim.SGD([p], lr=1.0, momentum=1.0, dampening=1.0)
+        related.Cautious(optimizer)
+        p.grad = velocity.clone()
+        optimizer.step()
+        before = p.detach().clone()
+        p.grad = gradient.clone()
+        optimizer.step()
+        return p.detach() - before
+
+    def test_a_step_with_the_gradient_is_taken_as_it_is(self):
+        velocity = torch.tensor([1.0, -2.0, 3.0, -4.0])
+        torch.testing.assert_close(self.moves(velocity, velocity / 2), -velocity)
+
+    def test_what_points_against_the_gradient_stays_and_the_rest_goes_further(self):
+        velocity, gradient = torch.tensor([1.0, -2.0, 3.0, -4.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
+        torch.testing.assert_close(self.moves(velocity, gradient), torch.tensor([-2.0, 0.0, 0.0, 8.0]))
+
+
 def test_hypergradients_raise_the_rate_where_steps_go_on_downwards_and_lower_it_where_they_bounce():
     p = nn.Parameter(torch.zeros(3))
     optimizer = torch.optim.SGD([p], lr=1.0)

@@ -185,6 +185,12 @@ def test_verdicts(interval, p, claimed, expected):
     assert stats.verdict(stats.Interval(*interval), p, claimed) == expected
 
 
+def test_a_p_value_of_almost_nothing_is_not_told_as_nothing():
+    table = report.Table(pd.DataFrame({"p, Holm": [0.0, 0.00049, 0.0005, 0.25]}), "judged")
+    assert table.text()["p, Holm"].tolist() == ["<0.001", "<0.001", "0.001", "0.250"]
+    assert "&lt;0.001" in table._repr_html_()
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
 def test_holm_s_p_values_are_no_less_and_reject_what_bonferroni_does(p_values):
     corrected = stats.holm(p_values)

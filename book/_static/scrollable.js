@@ -1,6 +1,21 @@
-// What scrolls by itself can be reached, and so scrolled, by the keyboard.
+// What is wider than the page scrolls by itself, says so, and can be reached, and so scrolled, by the keyboard.
+// Figures stay legible for that, and are enlarged by a click.
 window.addEventListener("load", () => {
-  for (const table of document.querySelectorAll(".bd-article table")) {
-    if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+  const observer = new ResizeObserver((entries) => {
+    for (const { target } of entries) {
+      const scrolls = target.scrollWidth > target.clientWidth;
+      target.toggleAttribute("data-scrolls", scrolls);
+      target.toggleAttribute("tabindex", scrolls);
+      if (scrolls) target.tabIndex = 0;
+    }
+  });
+  for (const image of document.querySelectorAll(".bd-article :is(figure, .output) img")) {
+    const frame = document.createElement("div");
+    frame.className = "frame";
+    image.style.setProperty("--own-width", `${image.naturalWidth}px`);
+    image.addEventListener("click", () => image.classList.toggle("enlarged"));
+    image.replaceWith(frame);
+    frame.append(image);
   }
+  for (const wide of document.querySelectorAll(".bd-article :is(table, .frame)")) observer.observe(wide);
 });

@@ -57,7 +57,7 @@ class Advice:
 
 V1, V2_UNIFORM, V2_GAUSSIAN = "ConvolutionalSGD", "ConvolutionalSGDv2 (uniform)", "ConvolutionalSGDv2 (gaussian)"
 
-OF_THE_FIRST_REPORT = (
+OF_THE_PROPOSAL = (
     *(
         Advice(f"batches of {size}, {rates}", size <= 16, experiment, V2_UNIFORM, "SGD", "best", {"batch_size": size})
         for rates, experiment in (("untuned rates", "07-batch-size"), ("tuned rates", "07-batch-size-tuned"))
@@ -103,29 +103,39 @@ TUNED = "15 % label noise, rate and epochs tuned"
 
 OF_THIS_STUDY = (
     *(
-        Advice(TUNED, True, "15-factorial", f"{base}, {treatment}", f"{base}, {control}", "confirmation")
+        Advice(TUNED, use, "15-factorial", f"{base}, {treatment}", f"{base}, {control}", "confirmation")
         for base in ("SGD", "AdamW")
-        for treatment, control in (
-            ("Wiener filter, cosine", "raw gradient, cosine"),
-            ("fixed kernel, cosine", "raw gradient, cosine"),
-            ("Wiener filter, cosine", "fixed kernel, cosine"),
-            ("raw gradient, SNRAnnealing", "raw gradient, constant"),
-            ("raw gradient, SNRAnnealing", "raw gradient, cosine"),
+        for use, treatment, control in (
+            (True, "Wiener filter, cosine", "raw gradient, cosine"),
+            (True, "fixed kernel, cosine", "raw gradient, cosine"),
+            (True, "Wiener filter, cosine", "fixed kernel, cosine"),
+            (True, "raw gradient, SNRAnnealing", "raw gradient, constant"),
+            (False, "raw gradient, SNRAnnealing", "raw gradient, cosine"),
         )
     ),
     *(
         Advice(
-            "adversarial training, PGD-10 at 0.2",
-            True,
+            "pixels in no order, rate and epochs tuned",
+            False,
+            "15-factorial-conditions",
+            f"SGD, {gradient}, cosine, permuted pixels",
+            "SGD, raw gradient, cosine, permuted pixels",
+            "confirmation",
+        )
+        for gradient in ("fixed kernel", "Wiener filter")
+    ),
+    *(
+        Advice(
+            "adversarial training, PGD-10 at 0.1",
+            False,
             "10-adversarial",
             "WienerSGD",
             control,
             "pgd",
-            {"adversary": "PGD, 0.2"},
+            {"adversary": "PGD, 0.1"},
         )
         for control in ("SGD", "Adam")
     ),
-    Advice("pixels in no order", False, "04-wiener-permuted", "WienerSGD without annealing", "SGD"),
     Advice("speed is critical", False, "04-wiener", "WienerSGD", "SGD", "seconds_per_epoch"),
 )
 """What the study has to say of its own methods: arms that were tuned alike are compared."""

@@ -12,6 +12,8 @@ alone differed; without OPENBLAS_CORETYPE, NumPy's matrix products did.
 import os
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -44,6 +46,17 @@ def settle() -> str:
         return "native"
     _replace_square_root()
     return "portable"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many torch threads. With one, runs go to all cores side by side, and results do not depend on how many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _square_root(x: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -31,7 +30,7 @@ from convopt import (
     WeightAveraging,
     spatial_param_groups,
 )
-from convopt.lab import provenance
+from convopt.lab import arithmetic, provenance
 from convopt.lab.methods import OURS
 from convopt.lab.networks import ConvNet, SimpleNet
 from convopt.lab.records import write_atomically
@@ -176,7 +175,7 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
         for batch in (None, *(TRAINED[device].get(name, ()) if count == 1 else ()))
     ]
     for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
-        with _threads(count):
+        with arithmetic.threads(count):
             times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
         medians = {label: statistics.median(of_it) for label, of_it in times.items()}
         for label in [label for label in medians if label not in FLOORS]:
@@ -327,13 +326,3 @@ def _interleaved(
         for label in steps:
             times[label].append(spent[label] / BLOCK)
     return times
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from convopt.lab.correctness import ALPHA, difference
+from convopt.lab.correctness import difference
 from convopt.lab.experiments.beyond_mnist import BASES, FACTORS, TASKS, label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
-from convopt.lab.stats import CrossedComparison, Interval, holm
+from convopt.lab.stats import CrossedComparison, Interval
 from convopt.lab.study import Results
 
 HARM = -0.5
@@ -93,14 +93,11 @@ def summary(several: dict[str, dict[Cell, CrossedComparison]], name: str) -> Tab
     rows = []
     for what, cells in several.items():
         worst = worst_of(cells)
-        corrected = holm([each.p for each in cells.values()])
-        worse = sum(p < ALPHA and each.interval.mean < 0 for p, each in zip(corrected, cells.values(), strict=True))
         rows.append(
             {
                 "what": what,
                 "comparisons": str(len(cells)),
                 f"below {HARM:g} points": str(harmed(cells)),
-                "surely worse": str(worse),
                 "median (points)": Interval(median_of(cells), None, None),
                 "worst (points)": cells[worst].interval,
                 "where": ", ".join(worst),

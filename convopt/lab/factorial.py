@@ -7,6 +7,7 @@ import pandas as pd
 
 from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
+    ANNEALED_AROUND,
     CELLS,
     COMPARED_WITH,
     CONDITIONS,
@@ -14,9 +15,9 @@ from convopt.lab.experiments.factorial import (
     GRADIENTS,
     INPUTS,
     NAMES,
-    RELATED,
     STUDIED,
     chosen_settings,
+    is_tuned,
 )
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
@@ -38,7 +39,8 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
-    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= CELLS.keys()]
+    tuned = set(filter(is_tuned, CELLS))
+    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= tuned]
 
 
 def _questions(base: str) -> Iterator[Pair]:
@@ -65,6 +67,18 @@ def _questions(base: str) -> Iterator[Pair]:
         yield pair(f"{base}, cosine: gradient or inputs?", ("fixed kernel", "cosine"), (inputs, "cosine"))
 
 
+def questions_at_other_steps() -> list[Pair]:
+    """Whether a filter helps where the step is not a cosine, for each optimizer; corrected together."""
+    asked = [
+        Pair(f"{base}, {step}: does a filter help?", f"{base}, {gradient}, {step}", f"{base}, raw gradient, {step}")
+        for base, steps in STUDIED.items()
+        for step in steps
+        if step != "cosine"
+        for gradient in ("fixed kernel", "Wiener filter")
+    ]
+    return [pair for pair in asked if is_tuned(pair.treatment) and is_tuned(pair.control)]
+
+
 def questions_elsewhere() -> list[Pair]:
     """What is asked of the few combinations under other conditions, which are corrected together."""
     control = ELSEWHERE[0]
@@ -78,7 +92,11 @@ def questions_elsewhere() -> list[Pair]:
 def questions_of_related() -> list[Pair]:
     """What is asked of the methods of others, which are corrected together."""
     questions = {"raw gradient": "Is it more than a cosine?", "Wiener filter": "Is it more than the Wiener filter?"}
-    return [Pair(questions[gradient], name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED]
+    asked = [
+        *(Pair(questions[gradient], *pair) for gradient, pairs in COMPARED_WITH.items() for pair in pairs.items()),
+        *(Pair("Does annealing help?", f"{label} + SNRAnnealing", label) for label in ANNEALED_AROUND),
+    ]
+    return [pair for pair in asked if is_tuned(pair.treatment)]
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
@@ -103,9 +121,15 @@ def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interva
 
 
 def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
-    """What each method of others adds to SGD with a cosine, in points, by the gradient of that and by the method."""
+    """What each method of others adds to the optimizer that it builds on, with a cosine, in points.
+
+    By the gradient of that optimizer and by the method.
+    """
     pairs = {
-        (gradient, name): Pair("", name, control) for gradient, control in COMPARED_WITH.items() for name in RELATED
+        (gradient, name): Pair("", name, control)
+        for gradient, of_one in COMPARED_WITH.items()
+        for name, control in of_one.items()
+        if is_tuned(name)
     }
     compared = {place: compare(results, pair) for place, pair in pairs.items()}
     return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}

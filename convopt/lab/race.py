@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import ipywidgets
 
-from convopt.lab import data, figures, training
+from convopt.lab import arithmetic, data, figures, training
 from convopt.lab.experiments import Recipe, Setting
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
@@ -116,7 +116,7 @@ class Race(ipywidgets.VBox):
         records: dict[str, Record] = {}
         drawn = time.monotonic()
         try:
-            with training.one_thread():
+            with arithmetic.threads(1):
                 for records in in_turns(runs):
                     self.progress.value += 1
                     if time.monotonic() > drawn + SECONDS_PER_FRAME:

@@ -76,7 +76,7 @@ class Table:
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, float):
-            return f"{value:.3f}" if column.startswith("p,") else f"{value:z.1f}" if in_percent else _short(value)
+            return _p_value(value) if column.startswith("p,") else f"{value:z.1f}" if in_percent else _short(value)
         return str(value)
 
 
@@ -92,6 +92,10 @@ def _decimals(interval: Interval, most: int) -> int:
         return most
     leading = math.floor(math.log10(float(f"{largest:.3g}")))
     return max(0, min(most, 2 - leading))
+
+
+def _p_value(p: float) -> str:
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
 def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, Any]]:

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from convopt.lab import arithmetic, data, provenance
@@ -23,7 +21,7 @@ def train(run: Run) -> Record:
 
     A run whose loss is not finite ends at once; its record has status "diverged" and the epochs it completed.
     """
-    with one_thread():
+    with arithmetic.threads(1):
         *_, record = train_by_epoch(run)
     return record
 
@@ -141,14 +139,3 @@ def measures_of(outputs: Tensor, split: data.Split, dataset: data.Dataset) -> di
 
 def _snapshot(trainer: Trainer) -> dict[str, list]:
     return nine_digits({name: kernel.tolist() for name, kernel in trainer.kernels().items()})
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread: runs go to all cores side by side, and results do not depend on how many there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

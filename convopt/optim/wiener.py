@@ -10,7 +10,7 @@ from convopt.optim._wiener import WienerOptimizer
 
 
 class WienerSGD(WienerOptimizer):
-    r"""SGD with momentum on gradients that pass a Wiener filter, with steps annealed by their signal-to-noise ratio.
+    r"""SGD with momentum on gradients that pass a Wiener filter; on request, steps follow their signal-to-noise ratio.
 
     Of a parameter with a ``grid``, the gradient is seen as many images. In the basis of the orthonormal DCT-II, with
     :math:`G_t` and :math:`G_{t-1}` the gradients of consecutive batches, averages over images, over rings of equal
@@ -21,8 +21,8 @@ class WienerSGD(WienerOptimizer):
         G_t \leftarrow h \sqrt{\frac{\sum P}{\sum h^2 P}} \; G_t
 
     estimate the signal's power, that of signal and noise, and Wiener's filter :math:`h`: their coherence, SNR /
-    (1 + SNR), at each frequency. There is no kernel size and no kernel learning rate. No gain is negative, so that each
-    filtered gradient still descends; the scale keeps the gradient's power, so that a learning rate of SGD carries over.
+    (1 + SNR), at each frequency. There is no kernel size and no kernel learning rate. No gain is negative, so that no
+    filtered gradient points uphill; the scale keeps the gradient's power, so that a learning rate of SGD carries over.
     Where no frequency stands out, and for parameters without a grid, this is SGD.
 
     Consecutive batches draw their noise independently, so it cannot pass for signal. But the step between them follows

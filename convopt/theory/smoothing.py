@@ -82,7 +82,7 @@ def source(position: Positions, length: int, boundary: Boundary) -> Positions:
 def smoothing_matrix(kernel: Tensor, shape: Sequence[int], boundary: Boundary = "reflect") -> Tensor:
     """The matrix K with ``K g = W * g`` for flattened gradients of ``shape``: float64, ``(numel, numel)``.
 
-    Smoothing descends for every gradient if and only if the symmetric part of K is positive semidefinite.
+    No gradient is turned uphill, to first order, if and only if the symmetric part of K is positive semidefinite.
     ValueError as for :func:`smooth`.
     """
     units = torch.eye(torch.Size(shape).numel(), dtype=torch.float64, device="cpu")

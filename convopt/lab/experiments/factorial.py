@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import qmc
 
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, part_and_option, with_options
+from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, part_and_option, with_options
 from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS, STRESS_CLEAN
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
@@ -174,33 +174,63 @@ CELLS_ELSEWHERE = {
 }
 """The few under other conditions, by label."""
 
-_RELATED = (
-    # averages of gradients where SGD sums them up, so ten times its rates
-    Cell("M-SVAG", Recipe(Choice.of("MSVAG"), schedule=COSINE), (0.01, 1.0), {}),
-    Cell("SGDF", Recipe(Choice.of("SGDF"), schedule=COSINE), (0.01, 1.0), {}),
-    Cell(
-        "Gradient agreement filtering",
-        Recipe(Choice.of("gradient agreement filtering", momentum=0.9), schedule=COSINE),
-        (0.001, 0.1),
-        {"threshold": (0.9, 0.97, 1.0)},
-    ),
-    Cell(
-        "SGD, hypergradient",
-        replace(SGD, annealing=Choice.of("hypergradient")),
-        (0.001, 0.1),
-        {"annealing.beta": (0.0003, 0.003, 0.03)},
-    ),
-    # half the epochs: it takes two gradients a step
-    replace(
-        _cell("SAM, as many gradients", "SAM", "raw gradient", "cosine"),
-        horizons=tuple(round(epochs / 2) for epochs in HORIZONS),
-    ),
-)
-RELATED = {cell.label: cell for cell in _RELATED}
-"""Methods of others nearest to the study's, which build on SGD, by label."""
+_ADAM_RATES = BASES["AdamW"][1]
+_GROKFAST = Cell("Grokfast", Recipe(Choice.of("Grokfast")), _ADAM_RATES, {"grokfast_lamb": (0.5, 2.0)})
+_SCHEDULE_FREE = Cell("Schedule-free AdamW", Recipe(Choice.of("ScheduleFreeAdamW")), _ADAM_RATES, {})
 
-COMPARED_WITH = {"raw gradient": "SGD, raw gradient, cosine", "Wiener filter": "SGD, Wiener filter, cosine"}
-"""What each of them is compared with: SGD with a cosine, on two gradients."""
+
+def _with_annealing(cell: Cell) -> Cell:
+    return replace(cell, label=f"{cell.label} + SNRAnnealing", recipe=annealed(cell.recipe))
+
+
+_RELATED = {
+    "SGD": (
+        # averages of gradients where SGD sums them up, so ten times its rates
+        Cell("M-SVAG", Recipe(Choice.of("MSVAG"), schedule=COSINE), (0.01, 1.0), {}),
+        Cell("SGDF", Recipe(Choice.of("SGDF"), schedule=COSINE), (0.01, 1.0), {}),
+        Cell(
+            "Gradient agreement filtering",
+            Recipe(Choice.of("gradient agreement filtering", momentum=0.9), schedule=COSINE),
+            (0.001, 0.1),
+            {"threshold": (0.9, 0.97, 1.0)},
+        ),
+        Cell(
+            "SGD, hypergradient",
+            replace(SGD, annealing=Choice.of("hypergradient")),
+            (0.001, 0.1),
+            {"annealing.beta": (0.0003, 0.003, 0.03)},
+        ),
+        # half the epochs: it takes two gradients a step
+        replace(
+            _cell("SAM, as many gradients", "SAM", "raw gradient", "cosine"),
+            horizons=tuple(round(epochs / 2) for epochs in HORIZONS),
+        ),
+    ),
+    "AdamW": (
+        Cell("Cautious AdamW", replace(ADAMW, filter=Choice.of("cautious"), schedule=COSINE), _ADAM_RATES, {}),
+        Cell("MARS", Recipe(Choice.of("MARS", optimize_1d=True), schedule=COSINE), _ADAM_RATES, {}),
+        # finds its rate, of which this is a factor
+        Cell("Prodigy", Recipe(Choice.of("Prodigy"), schedule=COSINE), (0.1, 10.0), {}),
+        _GROKFAST,
+        _with_annealing(_GROKFAST),
+        _SCHEDULE_FREE,
+        _with_annealing(_SCHEDULE_FREE),
+    ),
+}
+RELATED = {cell.label: cell for cells in _RELATED.values() for cell in cells}
+"""Methods of others nearest to the study's, by label."""
+
+BUILT_ON = {cell.label: base for base, cells in _RELATED.items() for cell in cells}
+"""The optimizer that each of them builds on, by label."""
+
+COMPARED_WITH = {
+    gradient: {label: ", ".join((base, gradient, "cosine")) for label, base in BUILT_ON.items()}
+    for gradient in ("raw gradient", "Wiener filter")
+}
+"""What each of them is compared with: that optimizer with a cosine, on two gradients."""
+
+ANNEALED_AROUND = (_GROKFAST.label, _SCHEDULE_FREE.label)
+"""Those that are also tuned with SNRAnnealing around them."""
 
 RELATED_PAGE = f"{PAGE}-related"
 
@@ -242,6 +272,11 @@ SEARCHES = {
 }
 
 
+def is_tuned(label: str) -> bool:
+    """Whether both searches of the cell with this label have chosen."""
+    return is_chosen(_searches_of(label)[1], label)
+
+
 def chosen_settings(label: str) -> dict[str, Any]:
     """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
     return chosen(_searches_of(label)[1], label)
@@ -268,7 +303,7 @@ def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
     arms = tuple(
         _CELLS[label].arm(chosen_settings(label))._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
         for label in cells
-        if is_chosen(_searches_of(label)[1], label)
+        if is_tuned(label)
     )
     return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
 
@@ -290,7 +325,7 @@ EXPERIMENTS = (
     _comparison(
         RELATED_PAGE,
         "Stress test: methods of others, each with rate and epochs tuned",
-        (*RELATED, *COMPARED_WITH.values()),
+        dict.fromkeys((*RELATED, *(label for of_one in COMPARED_WITH.values() for label in of_one.values()))),
     ),
     _search(f"{PAGE}-search", "Stress test: six trials of each combination on the validation images"),
     _search(f"{PAGE}-neighbours", "Stress test: the best of six trials, and its neighbours"),

@@ -6,6 +6,7 @@ import time
 import torch
 
 from convopt import FieldAdam
+from convopt.lab import arithmetic
 
 BLOCK = 10
 """Steps that are timed together: one in so many fits a law anew."""
@@ -20,15 +21,12 @@ def step_seconds(side: int = 256, rounds: int = 20) -> dict[str, float]:
     }
     for field in fields.values():
         field.grad = torch.randn(side, side)
-    threads, times = torch.get_num_threads(), {name: [] for name in optimizers}
-    torch.set_num_threads(1)
-    try:
+    times: dict[str, list[float]] = {name: [] for name in optimizers}
+    with arithmetic.threads(1):
         for _ in range(rounds):
             for name, optimizer in optimizers.items():
                 start = time.perf_counter()
                 for _ in range(BLOCK):
                     optimizer.step()
                 times[name].append((time.perf_counter() - start) / BLOCK)
-    finally:
-        torch.set_num_threads(threads)
     return {name: statistics.median(of_one) for name, of_one in times.items()}

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from convopt.lab.figures.style import SMALLEST
 from convopt.optim.fields import Learnt
 
 
@@ -23,10 +24,10 @@ def reconstructions(rows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
         for (name, field), axes in zip(fields.items(), of_row, strict=True):
             image = field[len(field) // 2] if field.ndim == 3 else field
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_title(name if field is truth else f"{name}\n{psnr(field, truth):.1f} dB", fontsize=9)
+            axes.set_title(name if field is truth else f"{name}\n{psnr(field, truth):.1f} dB", fontsize=SMALLEST)
             axes.set(xticks=[], yticks=[])
             axes.grid(visible=False)
-        of_row[0].set_ylabel(task, fontsize=9)
+        of_row[0].set_ylabel(task, fontsize=SMALLEST)
     return figure
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from convopt.lab.figures.looks import QUIET, Look, looks, series
-from convopt.lab.figures.style import band
+from convopt.lab.figures.style import SMALLEST, WIDEST, band
 from convopt.lab.records import Record, finished
 from convopt.theory import kernels
 from convopt.theory.smoothing import smooth
@@ -19,7 +19,7 @@ from convopt.theory.spectrum import make_bands
 
 def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
     """One panel per arm: each tap of a 1-D kernel over the epochs, every seed thin, the mean bold."""
-    figure, panels = plt.subplots(1, len(arms), figsize=(3.4 * len(arms), 3.2), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(1, len(arms), figsize=(min(3.4 * len(arms), WIDEST), 3.2), sharey=True, squeeze=False)
     for (label, records), axes in zip(arms.items(), panels[0], strict=True):
         taps = np.array([[snapshot[kernel] for snapshot in record.kernels] for record in finished(records)])
         centre = taps.shape[-1] // 2
@@ -27,7 +27,7 @@ def kernel_taps(arms: dict[str, list[Record]], kernel: str) -> Figure:
         for tap, (name, look) in enumerate(series(names).items()):
             band(axes, list(taps[:, :, tap]), look, name, start=0)
         axes.set(xlabel="epoch", title=label)
-        axes.title.set_fontsize(9)
+        axes.title.set_fontsize(SMALLEST)
     panels[0][0].set_ylabel("tap")
     figure.legend(
         *panels[0][-1].get_legend_handles_labels(), title="distance", loc="outside right center", frameon=False
@@ -55,7 +55,9 @@ def gain_lines(learnt: dict[str, dict[str, list[Sequence[float]]]], top: float |
     """
     side = next(len(gain) for moments in learnt.values() for seeds in moments.values() for gain in seeds)
     frequency = make_bands((side, side), radial=True, dtype=torch.float32, device=torch.device("cpu")).frequency
-    figure, panels = plt.subplots(1, len(learnt), figsize=(4.6 * len(learnt), 3.4), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(learnt), figsize=(min(4.6 * len(learnt), WIDEST), 3.4), sharey=True, squeeze=False
+    )
     for (label, moments), axes in zip(learnt.items(), panels[0], strict=True):
         shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(moments)))
         for (moment, seeds), shade in zip(moments.items(), shades, strict=True):
@@ -83,15 +85,17 @@ def growing_gain(courses: dict[str, list[dict[int, Tensor]]], step: int) -> Figu
 
 def kernel_images(kernels_by_title: dict[str, Sequence[Sequence[float]]]) -> Figure:
     """2-D kernels side by side on one colour scale, each tap's value written into it."""
-    figure, panels = plt.subplots(1, len(kernels_by_title), figsize=(3.1 * len(kernels_by_title), 3.3), squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(kernels_by_title), figsize=(min(3.1 * len(kernels_by_title), WIDEST), 3.3), squeeze=False
+    )
     top = max(np.max(kernel) for kernel in kernels_by_title.values())
     for (title, kernel), axes in zip(kernels_by_title.items(), panels[0], strict=True):
         axes.imshow(kernel, cmap="cividis", vmin=0, vmax=top)
         for (row, column), value in np.ndenumerate(np.array(kernel)):
             shade = "black" if value > top / 2 else "white"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=shade)
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=SMALLEST, color=shade)
         axes.set(title=title, xticks=[], yticks=[])
-        axes.title.set_fontsize(9)
+        axes.title.set_fontsize(SMALLEST)
         axes.grid(visible=False)
     return figure
 
@@ -171,7 +175,7 @@ def taps(named: dict[str, Tensor], title: str) -> Figure:
 
 def histories(columns: dict[str, dict[str, list[float]]], ylabels: dict[str, str]) -> Figure:
     """One panel per quantity of recorders' histories, one line per optimizer, against the step."""
-    figure, panels = plt.subplots(1, len(ylabels), figsize=(3.6 * len(ylabels), 3), squeeze=False)
+    figure, panels = plt.subplots(1, len(ylabels), figsize=(min(3.6 * len(ylabels), WIDEST), 3), squeeze=False)
     for (quantity, ylabel), axes in zip(ylabels.items(), panels[0], strict=True):
         for label, look in looks(columns).items():
             steps = columns[label]["step"]
@@ -180,5 +184,5 @@ def histories(columns: dict[str, dict[str, list[float]]], ylabels: dict[str, str
                 steps, columns[label][quantity], color=look.colour, marker=look.marker, markevery=apart, label=label
             )
         axes.set(xlabel="step", ylabel=ylabel)
-    panels[0][0].legend(frameon=False, fontsize=8)
+    panels[0][0].legend(frameon=False, fontsize=SMALLEST)
     return figure

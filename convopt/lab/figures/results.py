@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convopt.lab.figures.looks import GROUNDS, QUIET, Look, looks, series
-from convopt.lab.figures.style import AXIS_LABELS, band
+from convopt.lab.figures.style import AXIS_LABELS, SMALLEST, WIDEST, band
 from convopt.lab.records import Record, finished
 from convopt.lab.report import HEADINGS, Table, by_seed, measured
 from convopt.lab.stats import Interval, mean_interval
@@ -21,7 +21,7 @@ from convopt.lab.tryout.answer import Outcome
 
 def curves(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
     """One panel per per-epoch measure: every seed thin, the mean bold, its 95 % interval as a band."""
-    figure, panels = plt.subplots(1, len(measures), figsize=(5.2 * len(measures), 3.6), squeeze=False)
+    figure, panels = plt.subplots(1, len(measures), figsize=(min(5.2 * len(measures), WIDEST), 3.6), squeeze=False)
     for measure, axes in zip(measures, panels[0], strict=True):
         scale = 100 if "(%)" in AXIS_LABELS[measure] else 1
         for label, look in looks(arms).items():
@@ -66,7 +66,7 @@ def race(arms: dict[str, list[Record]], title: str, epoch: int | None = None) ->
 def dots(arms: dict[str, list[Record]], measures: Sequence[str], title: str) -> Figure:
     """One panel per measure, one line per arm: every seed a faint dot, the mean with its 95 % interval."""
     figure, panels = plt.subplots(
-        1, len(measures), figsize=(4.2 * len(measures), 0.45 * len(arms) + 1.4), sharey=True, squeeze=False
+        1, len(measures), figsize=(min(4.2 * len(measures), WIDEST), 0.45 * len(arms) + 1.4), sharey=True, squeeze=False
     )
     labels = list(arms)
     for measure, axes in zip(measures, panels[0], strict=True):
@@ -103,7 +103,11 @@ def intervals(table: Table, columns: Sequence[str] = ()) -> Figure:
     methods = index.iloc[:, -1].str.partition(" minus ")[0]
     look_of = looks(dict.fromkeys(methods))
     figure, panels = plt.subplots(
-        1, len(columns), figsize=(3.6 + 2.9 * len(columns), 0.26 * len(frame) + 1.2), sharey=True, squeeze=False
+        1,
+        len(columns),
+        figsize=(min(3.6 + 2.9 * len(columns), WIDEST), 0.26 * len(frame) + 1.2),
+        sharey=True,
+        squeeze=False,
     )
     for column, axes in zip(columns, panels[0], strict=True):
         for row, (value, method) in enumerate(zip(frame[column], methods, strict=True)):
@@ -181,7 +185,7 @@ def trends(results: Results, condition: str, measures: Sequence[str], xlabel: st
         xlabel: what the condition is.
         logarithmic: whether its axis is, to the base of 2.
     """
-    figure, panels = plt.subplots(1, len(measures), figsize=(4.6 * len(measures), 3.8), squeeze=False)
+    figure, panels = plt.subplots(1, len(measures), figsize=(min(4.6 * len(measures), WIDEST), 3.8), squeeze=False)
     for measure, axes in zip(measures, panels[0], strict=True):
         for label, look in looks(results.arms).items():
             colour = look.colour
@@ -239,9 +243,9 @@ def growths(lines: dict[str, dict[float, float]], xlabel: str, ylabel: str) -> F
 def searches(results: Results, title: str) -> Figure:
     """Validation accuracy of each trial against its learning rate, a small panel per arm; the best is filled."""
     arms = {label: finished(records) for label, records in results.arms.items()}
-    columns = 5
+    columns = 4
     rows = -(-len(arms) // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(13, 2.1 * rows), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(rows, columns, figsize=(WIDEST, 2.1 * rows), sharey=True, squeeze=False)
     best = max(measured(record, "validation") for records in arms.values() for record in records)
     for (label, look), axes in zip(looks(arms).items(), panels.flat, strict=False):
         records = arms[label]
@@ -251,7 +255,7 @@ def searches(results: Results, title: str) -> Figure:
         winner = int(np.argmax(accuracies))
         axes.semilogx(rates[winner], accuracies[winner], look.marker, color=look.colour)
         axes.axhline(best, color=QUIET, linewidth=0.8)
-        axes.set_title(label, fontsize=9)
+        axes.set_title(label, fontsize=SMALLEST)
     for axes in panels.flat[len(arms) :]:
         axes.set_visible(False)
     figure.supxlabel("learning rate")
@@ -285,7 +289,7 @@ def tried(outcome: Outcome) -> Figure:
     better = "higher" if outcome.measure.higher_is_better else "lower"
     axes.set_xlabel(f"test {outcome.measure.title}, {outcome.seeds} paired seeds; {better} is better")
     figure.suptitle(f"{Path(outcome.plan.dataset).name}, {outcome.plan.network}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=SMALLEST)
     return figure
 
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from convopt.lab import probes
 from convopt.lab.figures.looks import QUIET, series
+from convopt.lab.figures.style import SMALLEST, WIDEST
 from convopt.theory import snr
 
 
@@ -25,11 +26,11 @@ def ema_biases(measured: pd.DataFrame) -> Figure:
         left.plot(1 - betas, [getattr(floor, name) for floor in floors], color=colour, label=label)
         left.plot(1 - measured.beta, measured[name], "o", color=colour)
     left.set(title="pure noise: what is reported, should be 0", ylabel="reported value")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=SMALLEST)
     right.plot(1 - betas, [snr.ema_lag(beta) for beta in betas], color=of_lag, label="formula")
     right.plot(1 - measured.beta, measured.lag, "o", color=of_lag, label="measured")
     right.set(title="steady drift: lag", ylabel="steps")
-    right.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=SMALLEST)
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel="1 - beta")
     return figure
@@ -44,7 +45,7 @@ def snr_courses(powers: pd.DataFrame, labels: dict[str, str], floors: dict[str, 
         floors: of some of them, dotted.
     """
     sizes = list(powers.batch_size.unique())
-    figure, panels = plt.subplots(1, len(sizes), figsize=(5 * len(sizes), 3.8), squeeze=False)
+    figure, panels = plt.subplots(1, len(sizes), figsize=(min(5 * len(sizes), WIDEST), 3.8), squeeze=False)
     for size, axes in zip(sizes, panels[0], strict=True):
         for estimate, look in series(labels).items():
             colour = look.colour
@@ -85,7 +86,7 @@ def snr_of_batches(seen: dict[float, probes.FreshGradients], label_noise: float,
     left.set_xscale("log", base=2)
     left.xaxis.set_major_formatter("{x:g}")
     left.set(xlabel="batch size", ylabel="SNR of a batch")
-    left.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=SMALLEST)
     _, samples, signal = seen[label_noise]
     shown = {f"one hidden unit's gradient:\nbatch of {batch_size}": samples[:batch_size].mean(0), "signal": signal}
     for axes, (title, image) in zip(images, shown.items(), strict=True):
@@ -116,8 +117,8 @@ def ring_spectra(spectra: pd.DataFrame) -> Figure:
         right.plot(means.ring, means.gain, "o-", color=colour, markersize=3, label=pixels)
     left.set(yscale="log", xlabel="ring (0: the lowest frequencies)", ylabel="power per frequency", title="spectra")
     right.set(xlabel="ring (0: the lowest frequencies)", ylabel="Wiener's gain", title="coherence", ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=8)
+    left.legend(frameon=False, fontsize=SMALLEST)
+    right.legend(frameon=False, fontsize=SMALLEST)
     return figure
 
 
@@ -131,5 +132,5 @@ def snr_tracking(course: pd.DataFrame, beta: float) -> Figure:
     (*_, (floor, look)) = shown.items()
     axes.axhline(snr.ema_floors(beta).snr, color=look.colour, linestyle=":", label=floor)
     axes.set(yscale="log", ylim=(5e-4, 20), xlabel="step", ylabel="SNR of a batch", title=f"beta = {beta}")
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    axes.legend(frameon=False, fontsize=SMALLEST, ncols=2)
     return figure

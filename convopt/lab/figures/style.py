@@ -28,6 +28,15 @@ plt.rcParams.update(
     }
 )
 
+SMALLEST = 9
+"""Points of a figure's smallest text."""
+
+WIDEST = 10.0
+"""Inches of the widest figure: in the page's column its smallest text has nine pixels."""
+
+DPI = 100
+"""Pixels of an inch."""
+
 AXIS_LABELS = {
     "test_accuracy": "test accuracy (%)",
     "pgd_accuracy": "accuracy against PGD-10 (%)",
@@ -59,7 +68,7 @@ def band(axes: Axes, series: list[np.ndarray], look: Look, label: str, start: in
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file of 128 colours: a page holds many of them, and so each is a third as large."""
     drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=100)
+    figure.savefig(drawn, format="png", dpi=DPI)
     palette = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
     palette.save(packed, format="png", optimize=True)
     return packed.getvalue()

@@ -14,6 +14,7 @@ from convopt.lab.methods.baselines import from_library
 from convopt.lab.methods.controls import mean_factor
 from convopt.lab.methods.method import (
     ANNEALINGS,
+    FILTERS,
     OPTIMIZERS,
     Batch,
     Method,
@@ -21,6 +22,7 @@ from convopt.lab.methods.method import (
     Wrapper,
     of_groups,
     step,
+    stepping,
     to_each,
 )
 
@@ -28,6 +30,10 @@ from convopt.lab.methods.method import (
 def _cosine(a: Iterable[Tensor], b: Iterable[Tensor]) -> float:
     """Of two lists of tensors, each as one vector."""
     return cosine_similarity(parameters_to_vector(a), parameters_to_vector(b), dim=0).item()
+
+
+def _params(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 class SGDF(Optimizer):
@@ -97,12 +103,44 @@ def _agreement_filtered(groups: Any, threshold: float, **options: Any) -> Optimi
 
 
 OPTIMIZERS |= {
-    "MSVAG": Method(from_library("pytorch_optimizer", "MSVAG")),
+    **{name: Method(from_library("pytorch_optimizer", name)) for name in ("MSVAG", "MARS", "Prodigy")},
     "SGDF": Method(of_groups(SGDF)),
     # Chaubard et al. (arXiv:2412.18052), algorithm 1, with two micro-batches: no step where the cosine distance of
     # their gradients exceeds the threshold
     "gradient agreement filtering": Method(of_groups(_agreement_filtered), _in_agreement, _step_where_halves_agree),
 }
+
+
+class Cautious:
+    """Takes out of an optimizer's steps what the gradient points against, and lengthens the rest to make up for it.
+
+    Source: Liang et al., Cautious optimizers (arXiv:2411.16085), algorithm 2. The whole step is masked, decoupled
+    weight decay included.
+    """
+
+    def __init__(self, optimizer: Optimizer):
+        self._before: list[Tensor] = []
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is kept from step to step."""
+        return {}
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._before = [p.detach().clone() for p in _params(optimizer)]
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for p, before in zip(_params(optimizer), self._before, strict=True):
+            moved = p - before
+            mask = (moved * p.grad < 0).to(p.dtype)
+            p.copy_(before + moved * mask / mask.mean().clamp(min=1e-3))
+
+
+FILTERS["cautious"] = Wrapper(
+    lambda optimizers, _: {name: Cautious(stepping(optimizer)) for name, optimizer in optimizers.items()}
+)
 
 
 class Hypergradient:
@@ -128,7 +166,7 @@ class Hypergradient:
         return {"moved": self._moved, "factor": self._factor}
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = _params(optimizer)
         if self._moved:
             change = 1 - self._beta * _cosine([p.grad for p in params], self._moved)
             self._factor *= change
@@ -137,7 +175,7 @@ class Hypergradient:
         self._before = [p.detach().clone() for p in params]
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        params = _params(optimizer)
         self._moved = [p.detach() - before for p, before in zip(params, self._before, strict=True)]
 
 

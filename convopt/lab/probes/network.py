@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from convopt.lab import data, experiments, training
+from convopt.lab import arithmetic, data, experiments
 from convopt.lab.runs import Run
 from convopt.lab.trainer import Trainer, dataset_of, epochs
 from convopt.theory import snr, spectrum
@@ -172,7 +172,7 @@ def course(run: Run, dataset: data.Dataset, images: int, betas: Sequence[float] 
     Raises:
         ValueError: ``images`` is odd or no multiple of the batch size, or training diverged.
     """
-    with training.one_thread():
+    with arithmetic.threads(1):
         trainer = Trainer(run, dataset)
         emas = EMAProbe(trainer.optimizers[""], betas)
         powers, spectra = [], []
@@ -261,7 +261,7 @@ def gain_course(run: Run, steps: Collection[int]) -> dict[int, Tensor]:
         if (now := next(step)) in steps:
             gains[now] = next(iter(trainer.optimizers[""].snr().parameters.values())).gain
 
-    with training.one_thread():
+    with arithmetic.threads(1):
         for batches in trainer.epochs():
             trainer.train_epoch(batches, look)
     return gains
@@ -288,7 +288,7 @@ def agreements(run: Run, dataset: data.Dataset) -> pd.DataFrame:
         parameters``, from the products with the gradient of a second, independent batch at the parameters as they are.
         Both over the mean squared norm.
     """
-    with training.one_thread():
+    with arithmetic.threads(1):
         trainer = Trainer(run, dataset)
         model, optimizer = trainer.model, trainer.optimizers[""]
         second_batches = epochs(replace(run, seed=run.seed + 1000), trainer.split)
@@ -318,7 +318,7 @@ def curvatures(run: Run, dataset: data.Dataset, every: int = 5) -> pd.DataFrame:
         ``snr.step_ratio``); ``from second derivatives``, ``E[g' H g] / E|g|^2`` with H that of another batch, at each
         ``every``-th step; and ``best rate / rate used``.
     """
-    with training.one_thread():
+    with arithmetic.threads(1):
         trainer = Trainer(run, dataset)
         model, optimizer = trainer.model, trainer.optimizers[""]
         params = list(model.parameters())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from convopt import optim
-from convopt.lab import data, training
+from convopt.lab import arithmetic, data, training
 from convopt.lab.experiments import (
     ADAMW,
     COSINE,
@@ -187,7 +187,7 @@ def _has_grids(plan: Plan, dataset: data.Dataset) -> bool:
 def _times(plan: Plan, dataset: data.Dataset) -> tuple[dict[str, float], float]:
     """Seconds per step of each method, and of judging the network once per epoch."""
     steps = {}
-    with training.one_thread():
+    with arithmetic.threads(1):
         for label, method in plan.methods.items():
             trainer = Trainer(plan.run(with_options(method.recipe, lr=method.rates[0]), 1, TUNING_SEED), dataset)
             batches = next(trainer.epochs())[:24]
