@@ -89,14 +89,15 @@ ANNEALABLE = (
     "AdamW",
     "Muon",
     "LaplacianSmoothingSGD",
-    "Grokfast",
     "Lion",
     "SAM",
     "AdEMAMix",
-    "Schedule-free AdamW",
     "ConvolutionalSGD",
 )
-"""Methods that are also tuned, with the same budget, with SNRAnnealing around them; for some that is said above."""
+"""Methods that are also tuned, with the same budget, with SNRAnnealing around them; for some that is said above.
+
+Grokfast and schedule-free AdamW stand on page 15.
+"""
 
 ANNEALED = {
     name: replace(SPACES[label], recipe=annealed(SPACES[label].recipe))

@@ -69,7 +69,7 @@ STEPS = {
 """What becomes of the learning rate, or of the weights, over time."""
 
 STUDIED: dict[str, Iterable[str]] = {"SGD": STEPS, "AdamW": STEPS, "Muon": ("cosine",), "SAM": STEPS}
-"""The optimizers that have been trained so far, each with these steps. A step of Muon takes five times one of SGD."""
+"""The optimizers that have been trained so far, each with these steps. Muon's take longest, several times SGD's."""
 
 INPUTS = {
     "blurred inputs": Level({"inputs": Choice.of("blur")}, {"inputs.size": WIDTHS}),
