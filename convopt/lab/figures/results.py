@@ -297,8 +297,8 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
     """A panel per optimizer, two in a line, a row per step, a dot with its interval per gradient: what helps, where.
 
     Args:
-        accuracies: by optimizer, gradient and step. A combination that is missing leaves its place empty; a step that
-            neither optimizer of a line has is left out there.
+        accuracies: by optimizer, gradient and step. Where an optimizer lacks a step that its neighbour has, it says
+            so; a step that neither optimizer of a line has is left out there.
         xlabel: what the values are.
     """
     bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
@@ -319,6 +319,10 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
                 (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
             }
             _rows_of_dots(axes, of_base, looks(gradients), of_line)
+            for row, step in enumerate(of_line):
+                if not any((gradient, step) in of_base for gradient in gradients):
+                    place = axes.get_yaxis_transform()
+                    axes.text(0.5, row, "not trained", transform=place, color=QUIET, ha="center", va="center")
             axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
