@@ -15,7 +15,7 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import bench, beyond, correctness, experiments, finding, report, valley, workspace
+from convopt.lab import bench, beyond, correctness, experiments, factorial, finding, report, valley, workspace
 from convopt.lab.experiments import beyond_mnist
 from convopt.lab.figures import looks
 from convopt.lab.study import Results
@@ -121,6 +121,10 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             )
             for gradient in ("fixed kernel", "Wiener filter")
         ),
+        *(
+            correctness.headline(tuned, f"{base}, Wiener filter, constant", f"{base}, raw gradient, constant")
+            for base in ("SGD", "AdamW")
+        ),
         correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
@@ -129,6 +133,23 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
     assert f"Against a tuned cosine it is at {beyond.median_of(over_cosine):+.1f} in the median" in told
     assert f"on {behind.task}, with {behind.base}." in told
+    at_best = {cell: each for cell, each in averaging.items() if cell.rate == beyond.TUNED}
+    assert f"the optimizer's best rate {beyond.median_of(at_best):+.1f} in the median" in told
+
+
+def test_the_readme_names_the_rows_that_are_undecided_after_correction():
+    judged = correctness.comparisons(published("15-factorial"), factorial.questions(), "judged").frame
+    undecided = judged[judged.verdict == "undecided"]
+    for question, difference in (
+        ("AdamW, raw gradient: annealing or a cosine?", "SNRAnnealing minus cosine"),
+        ("AdamW, cosine: is a learned gain better than a fixed one?", "Wiener filter minus fixed kernel"),
+        ("SGD, cosine: gradient or inputs?", "fixed kernel minus blurred inputs"),
+        ("AdamW, cosine: gradient or inputs?", "fixed kernel minus blurred inputs"),
+    ):
+        assert ((undecided.question == question) & (undecided.difference == difference)).any()
+    for base in ("SGD", "AdamW"):
+        of_filters = judged[judged.question == f"{base}, cosine: does a filter help?"]
+        assert (of_filters.verdict == "better").all()
 
 
 def test_the_readme_quotes_costs_as_they_were_measured():
@@ -137,7 +158,11 @@ def test_the_readme_quotes_costs_as_they_were_measured():
         bench.figure_of(costs, "WienerSGD", network, "over_sgd", f"training step, batch {size}")
         for network, size in (("SimpleNet", 8), ("ResNet-18", 32))
     )
-    assert f"takes up to {small:.1f} times as long as with SGD" in README
+    _, on_gpu = bench.read(ROOT / "book" / "records" / "costs-cuda.json")
+    there = bench.figure_of(on_gpu, "WienerSGD", "ResNet-18", "over_sgd", "training step, batch 256")
+    told = " ".join(README.split())
+    assert f"takes up to {small:.1f} times as long as with SGD in a small perceptron" in told
+    assert f"as long on a CPU, and {there:.1f} times as long on a GPU" in told
     assert f"{large:.1f}" == "1.0"
 
 
@@ -194,8 +219,8 @@ def named(line: str) -> str:
 @pytest.mark.parametrize("address", ["", "https://github.com/somebody/convopt/"])
 def test_the_book_links_the_repository_that_it_is_told_of(address, monkeypatch):
     path = ROOT / "book" / "extensions" / "repository.py"
-    (extension,) = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["local_extensions"].items()
-    assert extension == (path.stem, path.parent.name)
+    extensions = yaml.safe_load((ROOT / "book" / "_config.yml").read_text())["sphinx"]["local_extensions"]
+    assert extensions[path.stem] == path.parent.name
     namespace = runpy.run_path(str(path))
     monkeypatch.setenv("REPOSITORY", address)
     config = SimpleNamespace(html_theme_options={"navbar_end": []})
@@ -204,6 +229,13 @@ def test_the_book_links_the_repository_that_it_is_told_of(address, monkeypatch):
     assert config.html_theme_options.get("repository_url", "") == address.rstrip("/")
     assert config.html_theme_options["navbar_end"] == []
     assert "{{ repository }}" in (ROOT / "book" / "index.md").read_text()
+
+
+def test_links_to_the_published_book_are_shown_with_its_finding():
+    head = runpy.run_path(str(ROOT / "book" / "extensions" / "head.py"))
+    assert (ROOT / "book" / head["IMAGE"]).is_file()
+    assert head["site"]("https://github.com/Somebody/convopt/") == "https://somebody.github.io/convopt/"
+    assert head["site"]("https://example.org/convopt") == head["site"]("") == ""
 
 
 def test_a_devcontainer_gets_the_same_environment_and_python():

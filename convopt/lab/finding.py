@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from convopt.lab import experiments, workspace
 from convopt.lab.correctness import accuracies
 from convopt.lab.figures import looks
-from convopt.lab.figures.style import to_svg
+from convopt.lab.figures.style import to_png, to_svg
 from convopt.lab.stats import Interval
 from convopt.lab.study import Results
 
@@ -73,11 +73,15 @@ def draw(rows: dict[str, Interval], theme: str) -> Figure:
 
 
 def main(folder: Path) -> None:
-    """Write ``finding-light.svg`` and ``finding-dark.svg``, each with its numbers in its description."""
+    """Write ``finding-light.svg`` and ``finding-dark.svg``, each with its numbers in its description.
+
+    And ``finding.png``, which links to the book are shown with.
+    """
     rows = found()
     for theme in looks.GROUNDS:
         told = json.dumps({name: [round(value, 2) for value in row] for name, row in rows.items()})
         to_svg(draw(rows, theme), folder / f"finding-{theme}.svg", told)
+    (folder / "finding.png").write_bytes(to_png(draw(rows, "light")))
 
 
 if __name__ == "__main__":
