@@ -161,7 +161,9 @@ def test_the_readme_quotes_costs_as_they_were_measured():
     _, on_gpu = bench.read(ROOT / "book" / "records" / "costs-cuda.json")
     there = bench.figure_of(on_gpu, "WienerSGD", "ResNet-18", "over_sgd", "training step, batch 256")
     told = " ".join(README.split())
+    averaging = bench.figure_of(costs, "SGD + WeightAveraging", "SimpleNet", "over_sgd", "training step, batch 8")
     assert f"takes up to {small:.1f} times as long as with SGD in a small perceptron" in told
+    assert f"with the averaging it takes {averaging:.1f} times as long" in told
     assert f"as long on a CPU, and {there:.1f} times as long on a GPU" in told
     assert f"{large:.1f}" == "1.0"
 
