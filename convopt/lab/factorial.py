@@ -8,6 +8,7 @@ import pandas as pd
 from convopt.lab.correctness import Pair, accuracies, compare
 from convopt.lab.experiments.factorial import (
     ANNEALED_AROUND,
+    BASES,
     CELLS,
     COMPARED_WITH,
     CONDITIONS,
@@ -15,7 +16,7 @@ from convopt.lab.experiments.factorial import (
     GRADIENTS,
     INPUTS,
     NAMES,
-    STUDIED,
+    STEPS,
     chosen_settings,
     is_tuned,
 )
@@ -40,7 +41,7 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
     tuned = set(filter(is_tuned, CELLS))
-    return [pair for base in STUDIED for pair in _questions(base) if {pair.treatment, pair.control} <= tuned]
+    return [pair for base in BASES for pair in _questions(base) if {pair.treatment, pair.control} <= tuned]
 
 
 def _questions(base: str) -> Iterator[Pair]:
@@ -71,8 +72,8 @@ def questions_at_other_steps() -> list[Pair]:
     """Whether a filter helps where the step is not a cosine, for each optimizer; corrected together."""
     asked = [
         Pair(f"{base}, {step}: does a filter help?", f"{base}, {gradient}, {step}", f"{base}, raw gradient, {step}")
-        for base, steps in STUDIED.items()
-        for step in steps
+        for base in BASES
+        for step in STEPS
         if step != "cosine"
         for gradient in ("fixed kernel", "Wiener filter")
     ]

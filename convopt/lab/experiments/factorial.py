@@ -68,9 +68,6 @@ STEPS = {
 }
 """What becomes of the learning rate, or of the weights, over time."""
 
-STUDIED: dict[str, Iterable[str]] = {"SGD": STEPS, "AdamW": STEPS, "Muon": ("cosine",), "SAM": STEPS}
-"""The optimizers that have been trained so far, each with these steps. Muon's take longest, several times SGD's."""
-
 INPUTS = {
     "blurred inputs": Level({"inputs": Choice.of("blur")}, {"inputs.size": WIDTHS}),
     "shifted inputs": Level({"inputs": Choice.of("shift")}, {"inputs.pixels": (1, 2)}),
@@ -157,7 +154,7 @@ def _cell(label: str, base: str, level: str, step: str, setting: Setting = STRES
 NAMES = {
     ", ".join(names): names
     for names in (
-        *(names for base, steps in STUDIED.items() for names in itertools.product([base], GRADIENTS, steps)),
+        *itertools.product(BASES, GRADIENTS, STEPS),
         *itertools.product(("SGD", "AdamW"), INPUTS, ("cosine",)),
     )
 }
