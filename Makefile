@@ -32,6 +32,8 @@ MAKEFLAGS += --jobs=2  # two notebooks at a time
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Many containers set it. Then every process would compile torch and pandas anew: twice the time of each command.
 unexport PYTHONDONTWRITEBYTECODE
+# Of two notebooks at a time, each with a thread per core, most of the time goes into waiting for each other.
+$(EXECUTED): export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab book figures serve pdf publish-check reproduce test retest test-all test-torch lint clean FORCE

@@ -22,6 +22,8 @@ if "CONVOPT_DATA" not in os.environ and (_BESIDE / "MNIST").is_dir():
 
 # As in the processes that train what is recorded: runs of one process then need no other.
 os.environ |= PORTABLE
+# Of the processes that tests start; as many tests as there are cores run at a time.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 settings.register_profile("convopt", deadline=None, max_examples=40)
 settings.load_profile("convopt")

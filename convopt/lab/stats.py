@@ -117,31 +117,37 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
     seeds = sorted(treatment.keys() & control.keys())
     if not seeds:
         raise ValueError("treatment and control must have a seed in common, got none")
-    differences = np.stack([np.asarray(treatment[seed], float) - control[seed] for seed in seeds])
-    mean = float(differences.mean())
+    arms = [np.stack([np.asarray(of_arm[seed], float) for seed in seeds]) for of_arm in (treatment, control)]
+    mean = float((arms[0] - arms[1]).mean())
     if len(seeds) < 2:
         return CrossedComparison(Interval(mean, None, None), 1.0, 1.0)
-    n_seeds, n_inputs = differences.shape
-    means = np.concatenate(
-        [
-            np.einsum("rs,rs->r", of_seeds / n_seeds, (of_inputs / n_inputs) @ differences.T)
-            for of_inputs, of_seeds in _draws(n_inputs, n_seeds)
-        ]
-    )
+    n_seeds, n_inputs = arms[0].shape
+    over_inputs = [_over_inputs(of_arm.tobytes(), n_seeds) for of_arm in arms]
+    means = np.einsum("rs,rs->r", _draws(n_inputs, n_seeds)[1] / n_seeds, over_inputs[0] - over_inputs[1])
     low, high = np.percentile(means, [2.5, 97.5])
     error = float(means.std()) or np.finfo(float).tiny
     upper = [stats.t.sf(distance / error, n_seeds - 1) for distance in (abs(mean), EQUIVALENCE - abs(mean))]
     return CrossedComparison(Interval(mean, float(low), float(high)), float(2 * upper[0]), float(upper[1]))
 
 
-@lru_cache(maxsize=4)  # the tables of a page have many differences of as many seeds and inputs
-def _draws(*sizes: int) -> list[list[np.ndarray]]:
-    """How often each of so many is drawn, ``(CHUNK, size)`` for each of the sizes, in each of the chunks."""
+@lru_cache(maxsize=512)  # a page compares an arm with many others
+def _over_inputs(values: bytes, n_seeds: int) -> np.ndarray:
+    """The mean over each draw of inputs, ``(CHUNKS * CHUNK, n_seeds)``, of float64 ``values`` by seed and input."""
+    values = np.frombuffer(values).reshape(n_seeds, -1)
+    n_inputs = values.shape[1]
+    of_inputs, _ = _draws(n_inputs, n_seeds)
+    return np.concatenate([(of_chunk / n_inputs) @ values.T for of_chunk in np.split(of_inputs, CHUNKS)])
+
+
+@lru_cache(maxsize=16)  # many arms have as many seeds and inputs
+def _draws(*sizes: int) -> list[np.ndarray]:
+    """How often each of so many is drawn, ``(CHUNKS * CHUNK, size)`` for each of the sizes."""
     rng = np.random.default_rng(0)
-    return [
-        [rng.multinomial(size, np.full(size, 1 / size), size=CHUNK).astype(np.uint16) for size in sizes]
+    chunks = [
+        [rng.multinomial(size, np.full(size, 1 / size), size=CHUNK).astype(np.uint8) for size in sizes]
         for _ in range(CHUNKS)
     ]
+    return [np.concatenate(of_size) for of_size in zip(*chunks, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
