@@ -10,6 +10,7 @@ from torch import nn
 from convopt.lab import factorial as page
 from convopt.lab import methods, training
 from convopt.lab.experiments import factorial
+from convopt.lab.experiments.cells import HORIZONS, TRIALS
 from convopt.lab.methods import related
 from convopt.lab.methods.method import Batch
 
@@ -33,9 +34,9 @@ def test_every_one_is_compared_with_arms_that_were_tuned_alike(name):
     assert controls
     for label in (name, *controls):
         trials = list(cells[label].first_trials())
-        assert len(trials) == factorial.TRIALS
-        assert len({trial["lr"] for trial in trials}) == factorial.TRIALS
-        assert len({trial["epochs"] for trial in trials}) == len(factorial.HORIZONS)
+        assert len(trials) == TRIALS
+        assert len({trial["lr"] for trial in trials}) == TRIALS
+        assert len({trial["epochs"] for trial in trials}) == len(HORIZONS)
 
 
 def test_sam_at_equal_gradients_takes_half_the_epochs_of_the_others():

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from convopt.lab.experiments import factorial
 from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, averaged, with_options
+from convopt.lab.experiments.cells import FIRST_SEED, Cell, Tuning
 from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
@@ -12,10 +14,10 @@ from convopt.lab.runs import Choice
 PAGE = "16-beyond-mnist"
 SEARCH = f"{PAGE}-search"
 
-FIRST_SEED = 20
-"""Of the comparisons: no seed of theirs has tuned anything."""
+FILTERS = f"{PAGE}-filters"
 
 SEEDS = 3
+"""Of the comparisons at several learning rates; those of filters have ten."""
 
 RATES = {
     "SGD": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1),
@@ -43,10 +45,12 @@ class Task:
     Attributes:
         setting: with a data set of its own.
         noisy_images: whether they are images whose labels are noisy.
+        has_grid: whether the inputs of some layer are pixels or moments in time, which a filter can smooth over.
     """
 
     setting: Setting
     noisy_images: bool = False
+    has_grid: bool = False
 
 
 def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_size: int = 32) -> Setting:
@@ -64,19 +68,19 @@ EMBEDDED = ("digits", "diabetes")
 """Data sets that come with the packages."""
 
 TASKS = {
-    "MNIST, 15 % noise": Task(replace(STRESS, dataset="mnist", epochs=12), True),
-    "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20)),
-    "Fashion-MNIST, 15 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True),
-    "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True),
-    "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True),
-    "CIFAR-10, human labels, ConvNet": Task(_setting("cifar10n-worst", "ConvNet", 6), True),
-    "Crop": Task(_setting("crop", "SimpleNet", 30)),
-    "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15)),
+    "MNIST, 15 % noise": Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
+    "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20), has_grid=True),
+    "Fashion-MNIST, 15 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
+    "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
+    "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
+    "CIFAR-10, human labels, ConvNet": Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
+    "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
+    "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15), has_grid=True),
     "adult": Task(_setting("adult", "TabularNet", 10)),
     "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
     "California housing": Task(_setting("california-housing", "TabularNet", 20)),
     "tiny Shakespeare": Task(replace(_setting("tiny-shakespeare", "GRULanguageModel", 3), n_train=2000, n_test=300)),
-    "digits, 15 % noise": Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True),
+    "digits, 15 % noise": Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True, has_grid=True),
     "diabetes": Task(_setting("diabetes", "SimpleNet", 40, batch_size=16)),
 }
 """By name."""
@@ -116,16 +120,22 @@ def _arms(tasks: Iterable[str]) -> Iterator[Arm]:
     """Of each task and optimizer all pieces at all rates, and the cosine; none before the search has chosen."""
     for name, base in itertools.product(tasks, BASES):
         setting = TASKS[name].setting
-        constant, cosine = (label(name, base, step) for step in ("constant", "cosine"))
-        if not (is_chosen(SEARCH, constant) and is_chosen(SEARCH, cosine)):
+        constant = label(name, base, "constant")
+        if not (is_chosen(SEARCH, constant) and is_chosen(SEARCH, label(name, base, "cosine"))):
             continue
         tuned = chosen(SEARCH, constant)["lr"]
         for (rate, factor), (piece, attach) in itertools.product(FACTORS.items(), PIECES.items()):
             recipe = attach(_recipe(base, float(f"{factor * tuned:.3g}")))
             yield Arm(label(name, base, rate, piece), recipe, setting, ("learning rate of the optimizer alone",))
-        best = chosen(SEARCH, cosine)
-        recipe = replace(_recipe(base, best["lr"]), schedule=COSINE)
-        yield Arm(cosine, recipe, replace(setting, epochs=best["epochs"]), ("learning rate", "epochs"))
+        yield _with_cosine(name, base)
+
+
+def _with_cosine(name: str, base: str) -> Arm:
+    """The optimizer with a cosine, at the chosen learning rate and epochs."""
+    cosine = label(name, base, "cosine")
+    best = chosen(SEARCH, cosine)
+    recipe = replace(_recipe(base, best["lr"]), schedule=COSINE)
+    return Arm(cosine, recipe, replace(TASKS[name].setting, epochs=best["epochs"]), ("learning rate", "epochs"))
 
 
 def on(tasks: Iterable[str]) -> Experiment:
@@ -139,8 +149,69 @@ def on(tasks: Iterable[str]) -> Experiment:
     )
 
 
+def with_filter_attached(tasks: Iterable[str]) -> Experiment:
+    """A filter around each optimizer with its tuned cosine, at the same settings, on those tasks that have a grid."""
+    arms = []
+    for name, base in itertools.product((name for name in tasks if TASKS[name].has_grid), BASES):
+        if is_chosen(SEARCH, label(name, base, "cosine")):
+            without = _with_cosine(name, base)
+            recipe = replace(without.recipe, **factorial.GRADIENTS["Wiener filter"].fields)
+            tuned = ("learning rate and epochs without the filter",)
+            arms += [without, Arm(label(name, base, "Wiener filter, cosine"), recipe, without.setting, tuned)]
+    return Experiment(
+        name=FILTERS,
+        title="Many tasks: a Wiener filter around an optimizer with a tuned cosine, at the same settings",
+        arms=tuple(arms),
+        first_seed=FIRST_SEED,
+    )
+
+
+def _cell(name: str, base: str, gradient: str) -> Cell:
+    recipe, rates, options = factorial.BASES[base]
+    level, setting = factorial.GRADIENTS[gradient], TASKS[name].setting
+    return Cell(
+        label(name, base, gradient, "tuned cosine"),
+        replace(recipe, schedule=COSINE, **level.fields),
+        rates,
+        {**options, **level.options},
+        setting,
+        tuple(round(setting.epochs / part) for part in (4, 2, 1)),
+    )
+
+
+TUNED_FILTERS = {
+    **dict.fromkeys(
+        ("Fashion-MNIST, 15 % noise", "digits, 15 % noise"),
+        tuple(itertools.product(("SGD", "AdamW", "Muon"), factorial.GRADIENTS)),
+    ),
+    # the study's fixed kernel smooths the first layer alone, whose kernels are smaller here
+    "CIFAR-10, human labels, ConvNet": (("Muon", "raw gradient"), ("Muon", "Wiener filter")),
+}
+"""Optimizers and gradients that are all tuned, by task. On MNIST page 15 does so."""
+
+_TUNING = Tuning(
+    f"{FILTERS}-tuned",
+    {cell.label: cell for name, pairs in TUNED_FILTERS.items() for pair in pairs for cell in [_cell(name, *pair)]},
+)
+
+SEARCHES |= _TUNING.searches()
+
+
+def with_filters_tuned(tasks: Iterable[str]) -> Experiment:
+    """Optimizers with a cosine on raw and smoothed gradients, each with learning rate and epochs of its own."""
+    tasks = tuple(tasks)
+    return Experiment(
+        name=_TUNING.name,
+        title="Some tasks: raw and smoothed gradients with a cosine, each with its own rate and epochs",
+        arms=_TUNING.arms(cell for cell in _TUNING.cells if cell.startswith(tasks)),
+        first_seed=FIRST_SEED,
+    )
+
+
 EXPERIMENTS = (
     on(TASKS),
+    with_filter_attached(TASKS),
+    with_filters_tuned(TASKS),
     Experiment(
         name=SEARCH,
         title="Many tasks: learning rates, and of a cosine the number of epochs, on the validation data",
@@ -149,4 +220,5 @@ EXPERIMENTS = (
         first_seed=TUNING_SEED,
         is_search=True,
     ),
+    *_TUNING.experiments("Some tasks, gradients and optimizers"),
 )

@@ -1,29 +1,16 @@
 """Page 15: gradient, step and optimizer in all combinations, each with its learning rate and its epochs tuned."""
 
 import itertools
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from scipy.stats import qmc
-
-from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, part_and_option, with_options
+from convopt.lab.experiments.arms import Experiment, Recipe, Setting, annealed
+from convopt.lab.experiments.cells import FIRST_SEED, HORIZONS, Cell, Options, Tuning
 from convopt.lab.experiments.common import ADAMW, COSINE, PERMUTED, SGD, STRESS, STRESS_CLEAN
-from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
 
 PAGE = "15-factorial"
-
-TUNED = ("learning rate", "epochs")
-"""What is tuned in every cell, with as many trials, on the validation images."""
-
-FIRST_SEED = 20
-"""Of the comparisons: no seed of theirs has tuned anything."""
-
-Options = dict[str, tuple[Any, ...]]
-"""Further options that a search draws from, "part.option" or an optimizer's, with the values of each."""
 
 
 @dataclass(frozen=True)
@@ -89,58 +76,6 @@ ELSEWHERE = (
     ("SGD", "raw gradient", "SNRAnnealing"),
 )
 """Those few."""
-
-HORIZONS = (3, 6, 12)
-"""Epochs that are drawn. A schedule ends with the training, a constant rate is stopped."""
-
-TRIALS = 6
-"""Of the first search, of each cell."""
-
-NEIGHBOURS = {"lower rate": (0.5, 1.0), "higher rate": (2.0, 1.0), "shorter": (1.0, 0.5), "longer": (1.0, 2.0)}
-"""Trials of the second search: factors on the learning rate and the epochs of the best of the first."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination.
-
-    Attributes:
-        label: in tables and figures.
-        recipe: its settings, but for what is drawn.
-        rates: least and largest learning rate.
-        options: what else is drawn.
-        setting: what it trains on. Its epochs are drawn.
-        horizons: from these.
-    """
-
-    label: str
-    recipe: Recipe
-    rates: tuple[float, float]
-    options: Options
-    setting: Setting = STRESS
-    horizons: tuple[int, ...] = HORIZONS
-
-    def first_trials(self) -> Iterator[dict[str, Any]]:
-        """Settings: the same rates and epochs for all cells of an optimizer, a Latin hypercube of what else there is.
-
-        Rates are spread evenly over their logarithm, and each number of epochs is tried with a low and a high one.
-        """
-        rates = np.geomspace(*self.rates, 2 * TRIALS + 1)[1::2]
-        shares = qmc.LatinHypercube(d=max(1, len(self.options)), rng=zlib.crc32(self.label.encode())).random(TRIALS)
-        for place, (rate, of_trial) in enumerate(zip(rates, shares, strict=True)):
-            drawn = {"lr": float(f"{rate:.2g}"), "epochs": self.horizons[-1 - place % len(self.horizons)]}
-            for (name, values), share in zip(self.options.items(), of_trial, strict=False):
-                drawn[name] = values[int(share * len(values))]
-            yield drawn
-
-    def arm(self, settings: dict[str, Any], label: str = "") -> Arm:
-        """The cell at the settings of a trial."""
-        recipe = self.recipe
-        for name, value in settings.items():
-            if name != "epochs":
-                part, option = part_and_option(name)
-                recipe = with_options(recipe, part, **{option: value})
-        return Arm(label or self.label, recipe, replace(self.setting, epochs=settings["epochs"]), TUNED)
 
 
 def _cell(label: str, base: str, level: str, step: str, setting: Setting = STRESS) -> Cell:
@@ -232,51 +167,20 @@ ANNEALED_AROUND = (_GROKFAST.label, _SCHEDULE_FREE.label)
 RELATED_PAGE = f"{PAGE}-related"
 
 # Searched apart: but for its epochs, a trial of SAM may be the same in both.
-_SEARCHED = {PAGE: {**CELLS, **CELLS_ELSEWHERE}, RELATED_PAGE: RELATED}
-_CELLS = {label: cell for cells in _SEARCHED.values() for label, cell in cells.items()}
+_TUNINGS = Tuning(PAGE, {**CELLS, **CELLS_ELSEWHERE}), Tuning(RELATED_PAGE, RELATED)
+_TUNING_OF = {label: tuning for tuning in _TUNINGS for label in tuning.cells}
 
-
-def _searches_of(label: str) -> tuple[str, str]:
-    """The names of the two searches of the cell with this label."""
-    name = RELATED_PAGE if label in RELATED else PAGE
-    return f"{name}-search", f"{name}-neighbours"
-
-
-def _first(cells: Iterable[str]) -> Iterable[Trial]:
-    for label in cells:
-        for settings in _CELLS[label].first_trials():
-            yield Trial(label, settings, _CELLS[label].arm(settings))
-
-
-def _second(cells: Iterable[str]) -> Iterable[Trial]:
-    """The best of the first search and its neighbours; none of a cell before that one is chosen."""
-    for label in cells:
-        first, _ = _searches_of(label)
-        if not is_chosen(first, label):
-            continue
-        best = chosen(first, label)
-        yield Trial(label, best, _CELLS[label].arm(best))
-        for rate, horizon in NEIGHBOURS.values():
-            lr, epochs = float(f"{rate * best['lr']:.2g}"), max(1, round(horizon * best["epochs"]))
-            settings = {**best, "lr": lr, "epochs": epochs}
-            yield Trial(label, settings, _CELLS[label].arm(settings))
-
-
-SEARCHES = {
-    f"{name}-{which}": tuple(trials(cells))
-    for name, cells in _SEARCHED.items()
-    for which, trials in (("search", _first), ("neighbours", _second))
-}
+SEARCHES = {name: search for tuning in _TUNINGS for name, search in tuning.searches().items()}
 
 
 def is_tuned(label: str) -> bool:
     """Whether both searches of the cell with this label have chosen."""
-    return is_chosen(_searches_of(label)[1], label)
+    return _TUNING_OF[label].is_tuned(label)
 
 
 def chosen_settings(label: str) -> dict[str, Any]:
     """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
-    return chosen(_searches_of(label)[1], label)
+    return _TUNING_OF[label].chosen_settings(label)
 
 
 SUMMARIZED = tuple(
@@ -295,19 +199,13 @@ SUMMARIZED = tuple(
 SEEDS_OF_SUMMARIZED = 40
 
 
-def _comparison(name: str, title: str, cells: Iterable[str]) -> Experiment:
+def _comparison(name: str, title: str, labels: Iterable[str]) -> Experiment:
     """The cells with these labels at their chosen settings; none before it is chosen."""
-    arms = tuple(
-        _CELLS[label].arm(chosen_settings(label))._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
-        for label in cells
-        if is_tuned(label)
+    arms = (arm for label in labels for arm in _TUNING_OF[label].arms([label]))
+    more = {label: SEEDS_OF_SUMMARIZED for label in SUMMARIZED}
+    return Experiment(
+        name, title, tuple(arm._replace(seeds=more.get(arm.label)) for arm in arms), first_seed=FIRST_SEED
     )
-    return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
-
-
-def _search(name: str, title: str) -> Experiment:
-    arms = tuple(trial.arm for trial in SEARCHES[name])
-    return Experiment(name=name, title=title, arms=arms, seeds=1, first_seed=TUNING_SEED, is_search=True)
 
 
 EXPERIMENTS = (
@@ -324,8 +222,6 @@ EXPERIMENTS = (
         "Stress test: methods of others, each with rate and epochs tuned",
         dict.fromkeys((*RELATED, *(label for of_one in COMPARED_WITH.values() for label in of_one.values()))),
     ),
-    _search(f"{PAGE}-search", "Stress test: six trials of each combination on the validation images"),
-    _search(f"{PAGE}-neighbours", "Stress test: the best of six trials, and its neighbours"),
-    _search(f"{RELATED_PAGE}-search", "Stress test: six trials of each method of others on the validation images"),
-    _search(f"{RELATED_PAGE}-neighbours", "Stress test: the best of six trials of each, and its neighbours"),
+    *_TUNINGS[0].experiments("Stress test, all combinations"),
+    *_TUNINGS[1].experiments("Stress test, methods of others"),
 )
