@@ -1,5 +1,6 @@
-"""What page 16 says: what each piece adds to an optimizer alone, task by task, at rates around the tuned one."""
+"""What page 16 says: what each piece adds to an optimizer, task by task."""
 
+import itertools
 from collections.abc import Iterable
 from statistics import fmean, median
 from typing import NamedTuple
@@ -7,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from convopt.lab.correctness import difference
-from convopt.lab.experiments.beyond_mnist import BASES, FACTORS, TASKS, label
+from convopt.lab.experiments import factorial
+from convopt.lab.experiments.beyond_mnist import BASES, FACTORS, FILTERED, TASKS, TUNED_FILTERS, label, tuned_label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
 from convopt.lab.stats import CrossedComparison, Interval
@@ -18,9 +20,12 @@ HARM = -0.5
 
 TUNED = "the tuned rate"
 
+ON_MNIST = "MNIST, 15 % noise"
+"""The task that the factorial is about."""
+
 
 class Cell(NamedTuple):
-    """Where a piece is compared with the optimizer alone."""
+    """Where a piece is compared with the optimizer alone; ``rate`` says at which learning rate."""
 
     task: str
     base: str
@@ -56,6 +61,45 @@ def best_over_best(results: Results, piece: str) -> dict[Cell, CrossedComparison
     )
 
 
+def filters_attached(results: Results) -> dict[Cell, CrossedComparison]:
+    """What a Wiener filter adds to an optimizer with a cosine at the settings that were tuned without it, in points."""
+    return _compared(
+        (
+            Cell(task, base, "Wiener filter, settings tuned without it"),
+            results.arms.get(label(task, base, "Wiener filter, cosine"), []),
+            results.arms.get(label(task, base, "cosine"), []),
+        )
+        for task in TASKS
+        for base in BASES
+    )
+
+
+def filters_tuned(results: Results, on_mnist: Results) -> dict[Cell, CrossedComparison]:
+    """What filters add to an optimizer with a cosine where rate and epochs are tuned on both sides, in points.
+
+    Args:
+        results: of the tasks that were tuned for it.
+        on_mnist: of the factorial, which has one more.
+    """
+    raw, *filters = factorial.GRADIENTS
+    arms = {
+        **{
+            (ON_MNIST, base, gradient): on_mnist.arms.get(f"{base}, {gradient}, cosine", [])
+            for base, gradient in itertools.product(FILTERED, factorial.GRADIENTS)
+        },
+        **{
+            (task, base, gradient): results.arms.get(tuned_label(task, base, gradient), [])
+            for task, pairs in TUNED_FILTERS.items()
+            for base, gradient in pairs
+        },
+    }
+    return _compared(
+        (Cell(task, base, f"{gradient}, tuned"), arm, arms[task, base, raw])
+        for (task, base, gradient), arm in arms.items()
+        if gradient in filters
+    )
+
+
 def _compared(arms: Iterable[tuple[Cell, list[Record], list[Record]]]) -> dict[Cell, CrossedComparison]:
     """Treatment minus control by cell, where both have a seed."""
     compared = ((cell, difference(treatment, control)) for cell, treatment, control in arms)
@@ -77,6 +121,17 @@ def _best(arms: Iterable[list[Record]]) -> list[Record]:
 def _cells(results: Results) -> list[Cell]:
     every = (Cell(task, base, rate) for task in TASKS for base in BASES for rate in FACTORS)
     return [cell for cell in every if label(*cell, "alone") in results.arms]
+
+
+def by_panel(added: dict[str, dict[Cell, CrossedComparison]]) -> dict[tuple[str, str, str], Interval]:
+    """What each piece adds, by piece and optimizer, by task and by learning rate."""
+    return {
+        (f"{piece} around {base}", cell.task, cell.rate): comparison.interval
+        for base in BASES
+        for piece, cells in added.items()
+        for cell, comparison in cells.items()
+        if cell.base == base
+    }
 
 
 def table(of_piece: dict[Cell, CrossedComparison], name: str) -> Table:

@@ -166,11 +166,16 @@ def with_filter_attached(tasks: Iterable[str]) -> Experiment:
     )
 
 
+def tuned_label(task: str, base: str, gradient: str) -> str:
+    """Of an arm whose cosine was tuned for its gradient."""
+    return label(task, base, gradient, "tuned cosine")
+
+
 def _cell(name: str, base: str, gradient: str) -> Cell:
     recipe, rates, options = factorial.BASES[base]
     level, setting = factorial.GRADIENTS[gradient], TASKS[name].setting
     return Cell(
-        label(name, base, gradient, "tuned cosine"),
+        tuned_label(name, base, gradient),
         replace(recipe, schedule=COSINE, **level.fields),
         rates,
         {**options, **level.options},
@@ -179,10 +184,13 @@ def _cell(name: str, base: str, gradient: str) -> Cell:
     )
 
 
+FILTERED = ("SGD", "AdamW", "Muon")
+"""The optimizers whose filters are tuned."""
+
 TUNED_FILTERS = {
     **dict.fromkeys(
         ("Fashion-MNIST, 15 % noise", "digits, 15 % noise"),
-        tuple(itertools.product(("SGD", "AdamW", "Muon"), factorial.GRADIENTS)),
+        tuple(itertools.product(FILTERED, factorial.GRADIENTS)),
     ),
     # the study's fixed kernel smooths the first layer alone, whose kernels are smaller here
     "CIFAR-10, human labels, ConvNet": (("Muon", "raw gradient"), ("Muon", "Wiener filter")),

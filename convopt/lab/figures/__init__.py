@@ -1,5 +1,6 @@
 """The figures of the notebooks."""
 
+from convopt.lab.figures.comparisons import added, differences, factorial
 from convopt.lab.figures.fields import field_gains, reconstructions
 from convopt.lab.figures.kernels import (
     centre_taps,
@@ -15,11 +16,8 @@ from convopt.lab.figures.kernels import (
     taps,
 )
 from convopt.lab.figures.results import (
-    added,
     curves,
-    differences,
     dots,
-    factorial,
     growths,
     intervals,
     race,

@@ -1,0 +1,110 @@
+"""The figures of compared arms: rows of dots with intervals."""
+
+import itertools
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from convopt.lab.figures.looks import QUIET, Look, looks, series
+from convopt.lab.stats import Interval
+
+
+def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> Figure:
+    """A panel per optimizer, two in a line, a row per step, a dot with its interval per gradient: what helps, where.
+
+    Args:
+        accuracies: by optimizer, gradient and step. Where an optimizer lacks a step that its neighbour has, it says
+            so; a step that neither optimizer of a line has is left out there.
+        xlabel: what the values are.
+    """
+    bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
+    lines = [bases[i : i + 2] for i in range(0, len(bases), 2)]
+    rows = [
+        [step for step in steps if any((base, gradient, step) in accuracies for base in line for gradient in gradients)]
+        for line in lines
+    ]
+    heights = [0.7 + 0.54 * len(of_line) for of_line in rows]
+    options = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
+    figure, panels = plt.subplots(len(lines), 2, figsize=(8.8, 0.8 + sum(heights)), **options)
+    for line, of_line, of_panels in zip(lines, rows, panels, strict=True):
+        for base, axes in itertools.zip_longest(line, of_panels):
+            if base is None:
+                axes.set_visible(False)
+                continue
+            of_base = {
+                (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
+            }
+            _rows_of_dots(axes, of_base, looks(gradients), of_line)
+            for row, step in enumerate(of_line):
+                if not any((gradient, step) in of_base for gradient in gradients):
+                    place = axes.get_yaxis_transform()
+                    axes.text(0.5, row, "not trained", transform=place, color=QUIET, ha="center", va="center")
+            axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def differences(values: dict[tuple[str, str], Interval], xlabel: str) -> Figure:
+    """A row per case, a dot with its interval per series, a line at no difference.
+
+    Args:
+        values: by series and case; what is missing leaves its place empty.
+        xlabel: what the values are.
+    """
+    names, cases = (dict.fromkeys(of_one) for of_one in zip(*values, strict=True))
+    figure, axes = plt.subplots(figsize=(7.2, 1.1 + 0.5 * len(cases)))
+    axes.axvline(0, color=QUIET, linewidth=1)
+    _rows_of_dots(axes, values, looks(names))
+    axes.set_xlabel(xlabel)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def added(differences: dict[tuple[str, str, str], Interval], xlabel: str, columns: int) -> Figure:
+    """So many panels in a line; in each a row per task, a dot with its interval per case, a line at no difference.
+
+    Args:
+        differences: by panel, task and case; what is missing leaves its place empty.
+        xlabel: what the values are. Between -1 and 1 the scale is linear, beyond it is logarithmic.
+        columns: panels in a line.
+    """
+    names, tasks, cases = (list(dict.fromkeys(of_one)) for of_one in zip(*differences, strict=True))
+    lines = -(-len(names) // columns)
+    size = 9.6, 1.2 + 0.3 * len(tasks) * lines
+    figure, panels = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for number, (name, axes) in enumerate(zip(names, panels.flat, strict=False)):
+        of_panel = {(case, task): interval for (of_it, task, case), interval in differences.items() if of_it == name}
+        axes.axvline(0, color=QUIET, linewidth=1)
+        _rows_of_dots(axes, of_panel, series(cases), tasks)
+        axes.set(title=name, xlabel=xlabel if number >= len(names) - columns else "")
+        axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter("{x:g}")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def _rows_of_dots(
+    axes: Axes, values: dict[tuple[str, str], Interval], look_of: dict[str, Look], rows: Sequence[str] = ()
+) -> None:
+    """Values by label and row: rows from above, in each a dot with its interval per label.
+
+    ``rows`` are those of the values, or more of them, which stay empty.
+    """
+    rows = rows or list(dict.fromkeys(row for _, row in values))
+    for place, (label, look) in enumerate(look_of.items()):
+        offset = 0.6 / len(look_of) * (place - (len(look_of) - 1) / 2)
+        for number, row in enumerate(rows):
+            if (label, row) in values:
+                dot(axes, values[label, row], number + offset, look)
+        axes.plot([], [], look.marker, color=look.colour, label=label)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def dot(axes: Axes, interval: Interval, row: float, look: Look) -> None:
+    """A mean in its row, with its interval where there is one."""
+    axes.plot(interval.mean, row, look.marker, color=look.colour, markersize=7)
+    if interval.low is not None:
+        axes.plot([interval.low, interval.high], [row, row], color=look.colour, linewidth=2.5)
