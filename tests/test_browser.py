@@ -139,6 +139,19 @@ def test_figures_are_legible_on_a_telephone_too(visited):
 
 
 @on_every_page
+def test_figures_have_twice_the_pixels_for_screens_that_show_them(visited):
+    shares = visited.eval_on_selector_all(
+        ".bd-article img[src*='_images/']",
+        """all => Promise.all(all.map(async shown => {
+            const file = Object.assign(new Image(), {src: shown.src});
+            await file.decode();
+            return file.naturalWidth / shown.naturalWidth;
+        }))""",
+    )
+    assert all(1.99 < share < 2.01 for share in shares)
+
+
+@on_every_page
 def test_what_is_wider_than_the_page_says_that_it_scrolls(visited):
     closed = visited.query_selector_all("details:not([open])")
     toggle = "all => all.forEach(each => each.toggleAttribute('open'))"
