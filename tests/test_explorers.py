@@ -114,7 +114,7 @@ def test_a_race_trains_as_chosen_and_shows_what_comes_of_it(racing, monkeypatch)
     assert len(set(images)) == 3
     run = replace(SMALL, label_noise=0.3, batch_size=4).run(experiments.ADAM, "digits", 3, seed=0)
     alone = figures.race({"Adam": [training.train(run)]}, "digits, batch 4, 30 % label noise")
-    assert figures.to_base64(alone) in images[-1]
+    assert figures.to_url(alone) in images[-1]
 
 
 def test_the_optimizers_take_turns():

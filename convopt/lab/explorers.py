@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from convopt.lab.figures import to_base64, to_html
+from convopt.lab.figures import to_html, to_url
 
 
 def explore(draw: Callable[..., Figure], description: str, **controls: ipywidgets.Widget) -> ipywidgets.Widget:
@@ -78,7 +78,7 @@ def slider(draw: Callable[[Any], Figure], description: str, label: str, values: 
         alt = html.escape(f"{description}; {label} {value}")
         hidden = "" if i == last else " hidden"
         frames.append(
-            f'<img src="data:image/png;base64,{to_base64(figure)}" alt="{alt}" data-value="{html.escape(str(value))}"'
+            f'<img src="{to_url(figure)}" alt="{alt}" data-value="{html.escape(str(value))}"'
             f' style="width: 100%"{hidden}>'
         )
         plt.close(figure)

@@ -28,7 +28,7 @@ from convopt.lab.figures.results import (
     verdicts,
 )
 from convopt.lab.figures.snr import ema_biases, ring_spectra, snr_courses, snr_of_batches, snr_tracking
-from convopt.lab.figures.style import to_base64, to_html, to_png
+from convopt.lab.figures.style import to_html, to_png, to_url
 
 __all__ = [
     "added",
@@ -59,9 +59,9 @@ __all__ = [
     "snr_of_batches",
     "snr_tracking",
     "taps",
-    "to_base64",
     "to_html",
     "to_png",
+    "to_url",
     "trends",
     "tried",
     "verdicts",

@@ -4,9 +4,11 @@ import base64
 import html
 import io
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython import get_ipython
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -35,7 +37,10 @@ WIDEST = 10.0
 """Inches of the widest figure: in the page's column its smallest text has nine pixels."""
 
 DPI = 100
-"""Pixels of an inch."""
+"""Pixels of an inch on the page."""
+
+SHARP = 2 * DPI
+"""Pixels of an inch in the image, for screens that have as many."""
 
 AXIS_LABELS = {
     "test_accuracy": "test accuracy (%)",
@@ -65,24 +70,45 @@ def band(axes: Axes, series: list[np.ndarray], look: Look, label: str, start: in
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file of 128 colours: a page holds many of them, and so each is a third as large."""
+def to_png(figure: Figure, dpi: int = DPI, **options: Any) -> bytes:
+    """The figure as a PNG file of 128 colours: a page holds many of them, and so each is a third as large.
+
+    ``options`` are those of ``Figure.savefig``.
+    """
     drawn, packed = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
+    figure.savefig(drawn, format="png", dpi=dpi, **options)
     palette = Image.open(drawn).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    palette.save(packed, format="png", optimize=True)
+    palette.save(packed, format="png", optimize=True, dpi=(dpi, dpi))
     return packed.getvalue()
 
 
-def to_base64(figure: Figure) -> str:
-    """The figure as a PNG file in base64, as a page's data URL takes it."""
-    return base64.b64encode(to_png(figure)).decode()
+def to_url(figure: Figure, dpi: int = DPI) -> str:
+    """The figure as a PNG file in a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(to_png(figure, dpi)).decode()}"
 
 
 def to_html(figure: Figure, alt: str) -> HTML:
     """The figure as an image with alternative text inside the page, for glueing into another page."""
-    image = to_base64(figure)
-    return HTML(f'<img src="data:image/png;base64,{image}" alt="{html.escape(alt)}" style="max-width: 100%">')
+    sources = f'src="{to_url(figure)}" srcset="{to_url(figure, SHARP)} {SHARP // DPI}x"'
+    return HTML(f'<img {sources} alt="{html.escape(alt)}" style="max-width: 100%">')
+
+
+def _output(figure: Figure) -> tuple[bytes, dict[str, int]]:
+    """What a notebook shows of a figure: a sharp image and its size on the page."""
+    image = to_png(figure, SHARP, bbox_inches="tight")
+    width, height = Image.open(io.BytesIO(image)).size
+    return image, {"width": width * DPI // SHARP, "height": height * DPI // SHARP}
+
+
+def show_sharply_in_notebooks() -> None:
+    """From now on a notebook's figures are shown by :func:`_output`; elsewhere nothing happens."""
+    shell = get_ipython()
+    if shell is not None and "inline" in plt.get_backend():
+        plt.switch_backend(plt.get_backend())  # loads it now: later it would put its own images in place of these
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _output)
+
+
+show_sharply_in_notebooks()
 
 
 def to_svg(figure: Figure, path: Path, description: str) -> None:
