@@ -7,9 +7,18 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from convopt.lab.correctness import difference
+from convopt.lab.correctness import Pair, difference
 from convopt.lab.experiments import factorial
-from convopt.lab.experiments.beyond_mnist import BASES, FACTORS, FILTERED, TASKS, TUNED_FILTERS, label, tuned_label
+from convopt.lab.experiments.beyond_mnist import (
+    BASES,
+    FACTORS,
+    FILTERED,
+    ON_MNIST,
+    TASKS,
+    TUNED_FILTERS,
+    label,
+    tuned_label,
+)
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
 from convopt.lab.stats import CrossedComparison, Interval
@@ -19,9 +28,6 @@ HARM = -0.5
 """Points that a piece may cost at most."""
 
 TUNED = "the tuned rate"
-
-ON_MNIST = "MNIST, 15 % noise"
-"""The task that the factorial is about."""
 
 
 class Cell(NamedTuple):
@@ -100,6 +106,17 @@ def filters_tuned(results: Results, on_mnist: Results) -> dict[Cell, CrossedComp
     )
 
 
+def questions_of_filters() -> list[Pair]:
+    """What filters add on the tasks that were tuned for it; corrected together."""
+    raw = next(iter(factorial.GRADIENTS))
+    return [
+        Pair(f"{task}, {base}", tuned_label(task, base, gradient), tuned_label(task, base, raw))
+        for task, pairs in TUNED_FILTERS.items()
+        for base, gradient in pairs
+        if gradient != raw
+    ]
+
+
 def _compared(arms: Iterable[tuple[Cell, list[Record], list[Record]]]) -> dict[Cell, CrossedComparison]:
     """Treatment minus control by cell, where both have a seed."""
     compared = ((cell, difference(treatment, control)) for cell, treatment, control in arms)
@@ -125,9 +142,10 @@ def _cells(results: Results) -> list[Cell]:
 
 def by_panel(added: dict[str, dict[Cell, CrossedComparison]]) -> dict[tuple[str, str, str], Interval]:
     """What each piece adds, by piece and optimizer, by task and by learning rate."""
+    bases = dict.fromkeys(cell.base for cells in added.values() for cell in cells)
     return {
         (f"{piece} around {base}", cell.task, cell.rate): comparison.interval
-        for base in BASES
+        for base in bases
         for piece, cells in added.items()
         for cell, comparison in cells.items()
         if cell.base == base
