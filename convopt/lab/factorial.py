@@ -18,7 +18,6 @@ from convopt.lab.experiments.factorial import (
     NAMES,
     STEPS,
     chosen_settings,
-    is_tuned,
 )
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, by_seed, measured
@@ -40,8 +39,7 @@ def cells(results: Results) -> dict[tuple[str, str, str], Interval]:
 
 def questions() -> list[Pair]:
     """What is asked of each optimizer: all comparisons of the page, which are corrected together."""
-    tuned = set(filter(is_tuned, CELLS))
-    return [pair for base in BASES for pair in _questions(base) if {pair.treatment, pair.control} <= tuned]
+    return [pair for base in BASES for pair in _questions(base) if {pair.treatment, pair.control} <= CELLS.keys()]
 
 
 def _questions(base: str) -> Iterator[Pair]:
@@ -70,14 +68,13 @@ def _questions(base: str) -> Iterator[Pair]:
 
 def questions_at_other_steps() -> list[Pair]:
     """Whether a filter helps where the step is not a cosine, for each optimizer; corrected together."""
-    asked = [
+    return [
         Pair(f"{base}, {step}: does a filter help?", f"{base}, {gradient}, {step}", f"{base}, raw gradient, {step}")
         for base in BASES
         for step in STEPS
         if step != "cosine"
         for gradient in ("fixed kernel", "Wiener filter")
     ]
-    return [pair for pair in asked if is_tuned(pair.treatment) and is_tuned(pair.control)]
 
 
 def questions_elsewhere() -> list[Pair]:
@@ -93,11 +90,10 @@ def questions_elsewhere() -> list[Pair]:
 def questions_of_related() -> list[Pair]:
     """What is asked of the methods of others, which are corrected together."""
     questions = {"raw gradient": "Is it more than a cosine?", "Wiener filter": "Is it more than the Wiener filter?"}
-    asked = [
+    return [
         *(Pair(questions[gradient], *pair) for gradient, pairs in COMPARED_WITH.items() for pair in pairs.items()),
         *(Pair("Does annealing help?", f"{label} + SNRAnnealing", label) for label in ANNEALED_AROUND),
     ]
-    return [pair for pair in asked if is_tuned(pair.treatment)]
 
 
 def gains(results: Results, elsewhere: Results) -> dict[tuple[str, str], Interval]:
@@ -130,7 +126,6 @@ def gains_of_related(results: Results) -> dict[tuple[str, str], Interval]:
         (gradient, name): Pair("", name, control)
         for gradient, of_one in COMPARED_WITH.items()
         for name, control in of_one.items()
-        if is_tuned(name)
     }
     compared = {place: compare(results, pair) for place, pair in pairs.items()}
     return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}
