@@ -141,7 +141,6 @@ _RELATED = {
     "AdamW": (
         Cell("Cautious AdamW", replace(ADAMW, filter=Choice.of("cautious"), schedule=COSINE), _ADAM_RATES, {}),
         Cell("MARS", Recipe(Choice.of("MARS", optimize_1d=True), schedule=COSINE), _ADAM_RATES, {}),
-        Cell("SOAP", Recipe(Choice.of("SOAP"), schedule=COSINE), _ADAM_RATES, {}),
         # finds its rate, of which this is a factor
         Cell("Prodigy", Recipe(Choice.of("Prodigy"), schedule=COSINE), (0.1, 10.0), {}),
         _GROKFAST,
@@ -172,6 +171,11 @@ _TUNINGS = Tuning(PAGE, {**CELLS, **CELLS_ELSEWHERE}), Tuning(RELATED_PAGE, RELA
 _TUNING_OF = {label: tuning for tuning in _TUNINGS for label in tuning.cells}
 
 SEARCHES = {name: search for tuning in _TUNINGS for name, search in tuning.searches().items()}
+
+
+def is_tuned(label: str) -> bool:
+    """Whether both searches of the cell with this label have chosen."""
+    return _TUNING_OF[label].is_tuned(label)
 
 
 def chosen_settings(label: str) -> dict[str, Any]:
