@@ -235,11 +235,3 @@ def test_text_in_figures_is_legible():
         assert all(float(size) >= style.SMALLEST for size in sizes), module
         widths = re.findall(r"figsize=\(([\d.]+),", module.read_text())
         assert all(float(width) <= style.WIDEST for width in widths), module
-
-
-def test_a_step_that_one_optimizer_of_two_was_not_trained_with_says_so():
-    trained = {("Muon", "raw gradient", "cosine"): interval(1), ("SAM", "raw gradient", "cosine"): interval(1)}
-    for more, told in (({}, 0), ({("SAM", "raw gradient", "constant"): interval(2)}, 1)):
-        figure = figures.factorial(trained | more, "")
-        texts = [text.get_text() for axes in figure.axes for text in axes.texts]
-        assert texts == ["not trained"] * told

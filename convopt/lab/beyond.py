@@ -1,24 +1,13 @@
 """What page 16 says: what each piece adds to an optimizer, task by task."""
 
-import itertools
 from collections.abc import Iterable
 from statistics import fmean, median
 from typing import NamedTuple
 
 import pandas as pd
 
-from convopt.lab.correctness import Pair, difference
-from convopt.lab.experiments import factorial
-from convopt.lab.experiments.beyond_mnist import (
-    BASES,
-    FACTORS,
-    FILTERED,
-    ON_MNIST,
-    TASKS,
-    TUNED_FILTERS,
-    label,
-    tuned_label,
-)
+from convopt.lab.correctness import difference
+from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, TASKS, label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
 from convopt.lab.stats import CrossedComparison, Interval
@@ -67,54 +56,18 @@ def best_over_best(results: Results, piece: str) -> dict[Cell, CrossedComparison
     )
 
 
-def filters_attached(results: Results) -> dict[Cell, CrossedComparison]:
-    """What a Wiener filter adds to an optimizer with a cosine at the settings that were tuned without it, in points."""
+def filters(results: Results) -> dict[Cell, CrossedComparison]:
+    """What filters add to an optimizer with a cosine at the settings that were tuned without them, in points."""
     return _compared(
         (
-            Cell(task, base, "Wiener filter, settings tuned without it"),
-            results.arms.get(label(task, base, "Wiener filter, cosine"), []),
+            Cell(task, base, which),
+            results.arms.get(label(task, base, "cosine", which), []),
             results.arms.get(label(task, base, "cosine"), []),
         )
         for task in TASKS
         for base in BASES
+        for which in ATTACHED
     )
-
-
-def filters_tuned(results: Results, on_mnist: Results) -> dict[Cell, CrossedComparison]:
-    """What filters add to an optimizer with a cosine where rate and epochs are tuned on both sides, in points.
-
-    Args:
-        results: of the tasks that were tuned for it.
-        on_mnist: of the factorial, which has one more.
-    """
-    raw, *filters = factorial.GRADIENTS
-    arms = {
-        **{
-            (ON_MNIST, base, gradient): on_mnist.arms.get(f"{base}, {gradient}, cosine", [])
-            for base, gradient in itertools.product(FILTERED, factorial.GRADIENTS)
-        },
-        **{
-            (task, base, gradient): results.arms.get(tuned_label(task, base, gradient), [])
-            for task, pairs in TUNED_FILTERS.items()
-            for base, gradient in pairs
-        },
-    }
-    return _compared(
-        (Cell(task, base, f"{gradient}, tuned"), arm, arms[task, base, raw])
-        for (task, base, gradient), arm in arms.items()
-        if gradient in filters
-    )
-
-
-def questions_of_filters() -> list[Pair]:
-    """What filters add on the tasks that were tuned for it; corrected together."""
-    raw = next(iter(factorial.GRADIENTS))
-    return [
-        Pair(f"{task}, {base}", tuned_label(task, base, gradient), tuned_label(task, base, raw))
-        for task, pairs in TUNED_FILTERS.items()
-        for base, gradient in pairs
-        if gradient != raw
-    ]
 
 
 def _compared(arms: Iterable[tuple[Cell, list[Record], list[Record]]]) -> dict[Cell, CrossedComparison]:

@@ -126,6 +126,7 @@ class WienerOptimizer(SmoothingOptimizer):
         check_number("power", options["power"], at_least=0)
         for name in ("coherence_ema", "annealing_ema"):
             check_number(name, options[name], at_least=0, below=1)
+        check_share("noise_weight", options["noise_weight"])
         check_share("onset", options["onset"])
         check_integer("warmup", options["warmup"], at_least=0)
         check_integer("every", options["every"], at_least=1)
@@ -157,9 +158,13 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def _option_changed(self, group: dict[str, Any], name: str) -> None:
         self._known_factor = None
-        if name == "grid" or name in CHOICES:  # what was learnt was of other frequencies, or the gain is another
+        if name in (
+            "grid",
+            "noise_weight",
+            *CHOICES,
+        ):  # what was learnt was of other frequencies, or the gain is another
             for p in group["params"]:
-                self._filter.forget(p, self.state.get(p, {}), coherence=name != "scale")
+                self._filter.forget(p, self.state.get(p, {}), coherence=name in ("grid", "gain"))
 
     def _refuse(self, parts: list[Part]) -> None:
         self._is_first = not self.state

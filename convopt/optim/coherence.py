@@ -25,13 +25,13 @@ from convopt.theory.spectrum import (
     wiener_gain,
 )
 
-CHOICES = {"gain": ("radial", "separable"), "scale": ("energy", "unit dc")}
+CHOICES = {"gain": ("radial", "separable"), "scale": ("energy", "unit dc"), "signal": ("positive part", "magnitude")}
 
 NEGLECTED = 1e-3
 """Frequencies above those that hold all but this share of the filtered gradient's power are left out."""
 
 Options: TypeAlias = Mapping[str, Any]
-"""``grid``, ``gain``, ``scale`` and ``coherence_ema``, as of a param group."""
+"""``grid``, ``coherence_ema`` and what else a param group says of the filter."""
 
 State: TypeAlias = dict[str, Any]
 """Of one parameter: ``coherence``, ``usual_power`` and, between two gradients, ``second_estimate``."""
@@ -189,7 +189,7 @@ class GridFilter:
         if made is not None and made[1].dtype == gradient.dtype and made[1].device == gradient.device:
             return made
         bands = self.bands(options, gradient.dtype, gradient.device)
-        response, power = scaled_gain(state["coherence"], bands, options["scale"])
+        response, power = scaled_gain(state["coherence"], bands, options)
         bases = list(bands.bases)
         if is_readable(gradient.device):  # elsewhere the host would have to wait to know how short the products may be
             lengths = lowest_frequencies(response.square() * power, NEGLECTED)
@@ -204,7 +204,7 @@ class GridFilter:
         """What has been learnt about a parameter, for plots."""
         learnt = state["coherence"].cpu()
         bands = self.bands(options, torch.float32, learnt.device)
-        response, _ = scaled_gain(learnt, bands, options["scale"])
+        response, _ = scaled_gain(learnt, bands, options)
         gain = response.flatten() @ bands.pooling.to(response.dtype)
         return Coherence(bands.frequency, wiener_gain(*learnt), gain)
 
@@ -227,13 +227,15 @@ def keep(state: State, gradient: Tensor, dtype: torch.dtype, ordinary: bool | Te
     overwrite(local(state["second_estimate"]), local(gradient), ordinary)
 
 
-def scaled_gain(learnt: Tensor, bands: Bands, scale: str) -> tuple[Tensor, Tensor]:
-    """The scaled Wiener gain at each frequency of the grid, ones where nothing has been learnt; and the power there."""
-    gain, power = wiener_gain(*learnt), learnt[1]
+def scaled_gain(learnt: Tensor, bands: Bands, options: Options) -> tuple[Tensor, Tensor]:
+    """The scaled gain at each frequency of the grid, ones where nothing has been learnt; and the power there."""
+    signal, power = learnt
+    coherence = wiener_gain(signal.abs() if options["signal"] == "magnitude" else signal, power)
+    gain = coherence / torch.lerp(coherence, torch.ones_like(coherence), options["noise_weight"])
     if bands.rings is not None:
         gain, power = gain[bands.rings], power[bands.rings]
     elif len(bands.sizes) == 2:
         gain, power = (torch.outer(*torch.split(values, list(bands.sizes))) for values in (gain, power))
-    by = energy_preserving(gain, power) if scale == "energy" else 1 / gain.flatten()[0]
+    by = energy_preserving(gain, power) if options["scale"] == "energy" else 1 / gain.flatten()[0]
     known = by < math.inf
     return torch.where(known, gain * by, 1.0), torch.where(known, power, 1.0)

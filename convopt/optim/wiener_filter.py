@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_choice, check_integer, check_number, grad_of, named_params
+from convopt.optim._checks import check_choice, check_integer, check_number, check_share, grad_of, named_params
 from convopt.optim._shards import local
 from convopt.optim._turns import Turn, turn_of
 from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State, check_shards
@@ -36,6 +36,8 @@ class WienerFilter(Stage):
         coherence_ema: factor of the averages of the powers over steps, in [0, 1).
         gain: "radial" or "separable", see :class:`WienerSGD`.
         scale: "energy" or "unit dc", see :class:`WienerSGD`.
+        signal: "positive part" or "magnitude", see :class:`WienerSGD`.
+        noise_weight: in (0, 1], see :class:`WienerSGD`.
         every: gradients are compared at every so many steps; the averages' memory in steps stays the same.
 
     Raises:
@@ -55,13 +57,17 @@ class WienerFilter(Stage):
         coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
+        signal: str = "positive part",
+        noise_weight: float = 1.0,
         every: int = 4,
     ):
         check_number("coherence_ema", coherence_ema, at_least=0, below=1)
-        check_choice("gain", gain, CHOICES["gain"])
-        check_choice("scale", scale, CHOICES["scale"])
+        choices = {"gain": gain, "scale": scale, "signal": signal}
+        for name, choice in choices.items():
+            check_choice(name, choice, CHOICES[name])
+        check_share("noise_weight", noise_weight)
         check_integer("every", every, at_least=1)
-        self._options = {"coherence_ema": coherence_ema, "gain": gain, "scale": scale}
+        self._options = {"coherence_ema": coherence_ema, "noise_weight": noise_weight, **choices}
         self._every, self._count = every, 0
         self._state: dict[Tensor, State] = {}
         self._filter = GridFilter()

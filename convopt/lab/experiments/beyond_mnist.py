@@ -1,12 +1,11 @@
 """Page 16: does it do harm? Many tasks, two optimizers, learning rates around the tuned one."""
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from convopt.lab.experiments import factorial
 from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, averaged, with_options
-from convopt.lab.experiments.cells import FIRST_SEED, Cell, Tuning
+from convopt.lab.experiments.cells import FIRST_SEED
 from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
@@ -67,11 +66,8 @@ def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_si
 EMBEDDED = ("digits", "diabetes")
 """Data sets that come with the packages."""
 
-ON_MNIST = "MNIST, 15 % noise"
-"""The task of the factorial."""
-
 TASKS = {
-    ON_MNIST: Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
+    "MNIST, 15 % noise": Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
     "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20), has_grid=True),
     "Fashion-MNIST, 15 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
@@ -152,84 +148,35 @@ def on(tasks: Iterable[str]) -> Experiment:
     )
 
 
-def with_filter_attached(tasks: Iterable[str]) -> Experiment:
-    """A filter around each optimizer with its tuned cosine, at the same settings, on those tasks that have a grid."""
+ATTACHED = {
+    "Wiener's filter": Choice.of("WienerFilter"),
+    "noise weight 0.01": Choice.of("WienerFilter", signal="magnitude", noise_weight=0.01),
+}
+"""Filters, by what sets them apart."""
+
+
+def with_filters(tasks: Iterable[str]) -> Experiment:
+    """Filters around each optimizer with its tuned cosine, at the same settings, on those tasks that have a grid."""
     arms = []
     for name, base in itertools.product((name for name in tasks if TASKS[name].has_grid), BASES):
         if is_chosen(SEARCH, label(name, base, "cosine")):
             without = _with_cosine(name, base)
-            recipe = replace(without.recipe, **factorial.GRADIENTS["Wiener filter"].fields)
-            tuned = ("learning rate and epochs without the filter",)
-            arms += [without, Arm(label(name, base, "Wiener filter, cosine"), recipe, without.setting, tuned)]
+            arms.append(without)
+            for which, choice in ATTACHED.items():
+                recipe = replace(without.recipe, filter=choice)
+                tuned = ("learning rate and epochs without the filter",)
+                arms.append(Arm(label(name, base, "cosine", which), recipe, without.setting, tuned))
     return Experiment(
         name=FILTERS,
-        title="Many tasks: a Wiener filter around an optimizer with a tuned cosine, at the same settings",
+        title="Many tasks: filters around an optimizer with a tuned cosine, at the settings tuned without them",
         arms=tuple(arms),
         first_seed=FIRST_SEED,
     )
 
 
-def tuned_label(task: str, base: str, gradient: str) -> str:
-    """Of an arm whose cosine was tuned for its gradient."""
-    return label(task, base, gradient, "tuned cosine")
-
-
-def _cell(name: str, base: str, gradient: str) -> Cell:
-    recipe, rates, options = factorial.BASES[base]
-    level, setting = factorial.GRADIENTS[gradient], TASKS[name].setting
-    return Cell(
-        tuned_label(name, base, gradient),
-        replace(recipe, schedule=COSINE, **level.fields),
-        rates,
-        {**options, **level.options},
-        setting,
-        tuple(round(setting.epochs / part) for part in (4, 2, 1)),
-    )
-
-
-FILTERED = ("SGD", "AdamW", "Muon")
-"""The optimizers whose filters are tuned."""
-
-TUNED_FILTERS = {
-    **dict.fromkeys(
-        ("Fashion-MNIST, 15 % noise", "digits, 15 % noise"),
-        tuple(itertools.product(FILTERED, factorial.GRADIENTS)),
-    ),
-    # the study's fixed kernel smooths the first layer alone, whose kernels are smaller here
-    "CIFAR-10, human labels, ConvNet": (("Muon", "raw gradient"), ("Muon", "Wiener filter")),
-}
-"""Optimizers and gradients that are all tuned, by task. On MNIST page 15 does so."""
-
-_TUNING = Tuning(
-    f"{FILTERS}-tuned",
-    {cell.label: cell for name, pairs in TUNED_FILTERS.items() for pair in pairs for cell in [_cell(name, *pair)]},
-)
-
-SEARCHES |= _TUNING.searches()
-
-
-def with_filters_tuned(tasks: Iterable[str]) -> Experiment:
-    """Optimizers with a cosine on raw and smoothed gradients, each with learning rate and epochs of its own."""
-    tasks = tuple(tasks)
-    return Experiment(
-        name=_TUNING.name,
-        title="Some tasks: raw and smoothed gradients with a cosine, each with its own rate and epochs",
-        arms=_TUNING.arms(cell for cell in _TUNING.cells if cell.startswith(tasks)),
-        first_seed=FIRST_SEED,
-    )
-
-
-def with_filters_tuned_on_mnist(tasks: Collection[str]) -> Experiment:
-    """The same on MNIST, which the factorial has; nothing where it is not among the tasks."""
-    labels = {f"{base}, {gradient}, cosine" for base in FILTERED for gradient in factorial.GRADIENTS}
-    whole = next(experiment for experiment in factorial.EXPERIMENTS if experiment.name == factorial.PAGE)
-    return replace(whole, arms=tuple(arm for arm in whole.arms if ON_MNIST in tasks and arm.label in labels))
-
-
 EXPERIMENTS = (
     on(TASKS),
-    with_filter_attached(TASKS),
-    with_filters_tuned(TASKS),
+    with_filters(TASKS),
     Experiment(
         name=SEARCH,
         title="Many tasks: learning rates, and of a cosine the number of epochs, on the validation data",
@@ -238,5 +185,4 @@ EXPERIMENTS = (
         first_seed=TUNING_SEED,
         is_search=True,
     ),
-    *_TUNING.experiments("Some tasks, gradients and optimizers"),
 )

@@ -173,11 +173,6 @@ _TUNING_OF = {label: tuning for tuning in _TUNINGS for label in tuning.cells}
 SEARCHES = {name: search for tuning in _TUNINGS for name, search in tuning.searches().items()}
 
 
-def is_tuned(label: str) -> bool:
-    """Whether both searches of the cell with this label have chosen."""
-    return _TUNING_OF[label].is_tuned(label)
-
-
 def chosen_settings(label: str) -> dict[str, Any]:
     """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
     return _TUNING_OF[label].chosen_settings(label)

@@ -1,6 +1,5 @@
 """The figures of compared arms: rows of dots with intervals."""
 
-import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -15,33 +14,17 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
     """A panel per optimizer, two in a line, a row per step, a dot with its interval per gradient: what helps, where.
 
     Args:
-        accuracies: by optimizer, gradient and step. Where an optimizer lacks a step that its neighbour has, it says
-            so; a step that neither optimizer of a line has is left out there.
+        accuracies: by optimizer, gradient and step.
         xlabel: what the values are.
     """
     bases, gradients, steps = (list(dict.fromkeys(names)) for names in zip(*accuracies, strict=True))
-    lines = [bases[i : i + 2] for i in range(0, len(bases), 2)]
-    rows = [
-        [step for step in steps if any((base, gradient, step) in accuracies for base in line for gradient in gradients)]
-        for line in lines
-    ]
-    heights = [0.7 + 0.54 * len(of_line) for of_line in rows]
-    options = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
-    figure, panels = plt.subplots(len(lines), 2, figsize=(8.8, 0.8 + sum(heights)), **options)
-    for line, of_line, of_panels in zip(lines, rows, panels, strict=True):
-        for base, axes in itertools.zip_longest(line, of_panels):
-            if base is None:
-                axes.set_visible(False)
-                continue
-            of_base = {
-                (gradient, step): interval for (of_it, gradient, step), interval in accuracies.items() if of_it == base
-            }
-            _rows_of_dots(axes, of_base, looks(gradients), of_line)
-            for row, step in enumerate(of_line):
-                if not any((gradient, step) in of_base for gradient in gradients):
-                    place = axes.get_yaxis_transform()
-                    axes.text(0.5, row, "not trained", transform=place, color=QUIET, ha="center", va="center")
-            axes.set(title=base, xlabel=xlabel if base in bases[-2:] else "")
+    lines = -(-len(bases) // 2)
+    height = 0.8 + lines * (0.7 + 0.54 * len(steps))
+    figure, panels = plt.subplots(lines, 2, figsize=(8.8, height), sharex=True, sharey=True, squeeze=False)
+    for number, (base, axes) in enumerate(zip(bases, panels.flat, strict=False)):
+        of_base = {(gradient, step): each for (of_it, gradient, step), each in accuracies.items() if of_it == base}
+        _rows_of_dots(axes, of_base, looks(gradients), steps)
+        axes.set(title=base, xlabel=xlabel if number >= len(bases) - 2 else "")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -72,8 +55,8 @@ def added(differences: dict[tuple[str, str, str], Interval], xlabel: str, column
     """
     names, tasks, cases = (list(dict.fromkeys(of_one)) for of_one in zip(*differences, strict=True))
     lines = -(-len(names) // columns)
-    size = 9.6, 1.2 + 0.3 * len(tasks) * lines
-    figure, panels = plt.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    height = 1.2 + 0.3 * len(tasks) * lines
+    figure, panels = plt.subplots(lines, columns, figsize=(9.6, height), sharex=True, sharey=True, squeeze=False)
     for number, (name, axes) in enumerate(zip(names, panels.flat, strict=False)):
         of_panel = {(case, task): interval for (of_it, task, case), interval in differences.items() if of_it == name}
         axes.axvline(0, color=QUIET, linewidth=1)
