@@ -36,16 +36,16 @@ class Subject(NamedTuple):
     attached: Any = None
 
     def learnt(self) -> list[torch.Tensor]:
-        """Kernels, gains, agreements and factors, in some order."""
+        """Kernels, coherences, agreements and factors, in some order."""
         if isinstance(self.attached, SNRAnnealing):
             return [torch.tensor([self.attached.rho(), self.attached.factor()])]
         if isinstance(self.attached, WienerFilter):
-            return [each.gain.float() for each in self.attached.coherence().values()]
+            return [each.coherence.float() for each in self.attached.coherence().values()]
         if isinstance(self.attached, WeightAveraging):
             return [torch.tensor([self.attached.slope()]), *self.attached.state_dict()["averages"]]
         if hasattr(self.optimizer, "snr"):
             snr = self.optimizer.snr()
-            return [torch.tensor([snr.rho, snr.factor]), *[each.gain.float() for each in snr.parameters.values()]]
+            return [torch.tensor([snr.rho, snr.factor]), *[each.coherence.float() for each in snr.parameters.values()]]
         return list(self.optimizer.kernels().values()) if hasattr(self.optimizer, "kernels") else []
 
     def saved(self) -> dict[str, Any]:

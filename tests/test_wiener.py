@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -64,7 +65,9 @@ def train(optimizer, params, grads) -> None:
         optimizer.step()
 
 
-def reference_directions(grads: list[torch.Tensor], ema: float = 0.99) -> list[torch.Tensor]:
+def reference_directions(
+    grads: list[torch.Tensor], signal_of: Callable = torch.abs, noise_weight: float = 0.01, ema: float = 0.99
+) -> list[torch.Tensor]:
     """What becomes of the gradients of a weight over 6 x 5 pixels, step by step: by the formulas, in float64."""
     rings = spectrum.radial_bins((6, 5), 6)
     signal = total = torch.zeros(6, dtype=torch.float64)
@@ -76,7 +79,8 @@ def reference_directions(grads: list[torch.Tensor], ema: float = 0.99) -> list[t
             signal = ema * signal + (1 - ema) * spectrum.radial_mean(cross, rings, 6)
             total = ema * total + (1 - ema) * spectrum.radial_mean(power, rings, 6)
         power = total[rings]
-        gain = spectrum.wiener_gain(signal, total)[rings]
+        noise = total - signal_of(signal)
+        gain = (signal_of(signal) / (signal_of(signal) + noise_weight * noise)).nan_to_num()[rings]
         scale = ((power.sum() / (gain**2 * power).sum()) ** 0.5).item()
         directions.append(spectrum.apply_gain(fields, gain * scale if scale < math.inf else torch.ones(6, 5)))
         previous = fields
@@ -98,11 +102,16 @@ class TestTheBaseOptimizer:
             train(one, p, gradients(20))
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
-    def test_with_a_grid_it_is_torchs_on_the_filtered_gradients(self, name):
+    @pytest.mark.parametrize(
+        ("options", "formula"),
+        [({}, ()), ({"signal": "positive part", "noise_weight": 1.0}, (lambda signal: signal.clamp_min(0), 1.0))],
+        ids=["default", "Wiener's own"],
+    )
+    def test_with_a_grid_it_is_torchs_on_the_filtered_gradients(self, name, options, formula):
         grads = gradients(40)
         ours, theirs = new_params(), new_params()
-        train(make(name, groups(ours), snr_annealing=False), ours, grads)
-        smoothed = reference_directions([grad for grad, _ in grads])
+        train(make(name, groups(ours), snr_annealing=False, **options), ours, grads)
+        smoothed = reference_directions([grad for grad, _ in grads], *formula)
         train(BASES[name](theirs), theirs, [[a, b] for a, (_, b) in zip(smoothed, grads, strict=True)])
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

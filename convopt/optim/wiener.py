@@ -7,6 +7,7 @@ from torch import Tensor
 
 from convopt.optim._updates import AdamWLaw
 from convopt.optim._wiener import WienerOptimizer
+from convopt.optim.coherence import NOISE_WEIGHT
 
 
 class WienerSGD(WienerOptimizer):
@@ -17,20 +18,19 @@ class WienerSGD(WienerOptimizer):
     radial frequency :math:`\omega` and, exponentially, over steps,
 
     .. math::
-        S = \overline{G_t G_{t-1}}, \quad P = \overline{G_t^2}, \quad h = \frac{\max(S, 0)}{P}, \quad
+        S = \overline{G_t G_{t-1}}, \quad P = \overline{G_t^2}, \quad h = \frac{|S|}{|S| + \mu (P - |S|)}, \quad
         G_t \leftarrow h \sqrt{\frac{\sum P}{\sum h^2 P}} \; G_t
 
-    estimate the signal's power, that of signal and noise, and Wiener's filter :math:`h`: their coherence, SNR /
-    (1 + SNR), at each frequency. There is no kernel size and no kernel learning rate. No gain is negative, so that no
-    filtered gradient points uphill; the scale keeps the gradient's power, so that a learning rate of SGD carries over.
-    Where no frequency stands out, and for parameters without a grid, this is SGD.
+    estimate the signal's power, that of signal and noise, and a Wiener filter in which the noise counts :math:`\mu`
+    times. With a small :math:`\mu` it holds back only what is nearly all noise. Wiener's own, :math:`\mu = 1`, is the
+    best estimate of the gradient, but what it holds back is hardly learnt. There is no kernel size and no kernel
+    learning rate. No gain is negative, so that no filtered gradient points uphill; the scale keeps the gradient's
+    power, so that a learning rate of SGD carries over. Where no frequency stands out, and for parameters without a
+    grid, this is SGD.
 
     Consecutive batches draw their noise independently, so it cannot pass for signal. But the step between them follows
-    :math:`G_{t-1}`, and that makes S too low, below zero where steps overshoot.
-
-    That filter is the best estimate of the gradient, but what it holds back is hardly learnt. ``noise_weight``
-    :math:`\mu` makes the gain :math:`h / (\mu + (1 - \mu) h)`: with a small one, only what is nearly all noise is held
-    back.
+    :math:`G_{t-1}`, and that makes S too low, below zero where steps overshoot. What overshoots is no noise: hence the
+    magnitude.
 
     With ``snr_annealing`` the step is then annealed as :class:`SNRAnnealing` does it, from all gradients together, but
     at once. Between steps ``param_groups[...]["lr"]`` is what you or a scheduler set. One previous gradient is kept for
@@ -56,9 +56,8 @@ class WienerSGD(WienerOptimizer):
         gain: "radial", the same in all directions; or "separable", a product of one gain per axis.
         scale: "energy", as above; or "unit dc", which leaves the mean over the image as it is, as a kernel that sums
             to 1 does.
-        signal: "positive part" of S, as above; or its "magnitude": what overshoots is no noise.
-        noise_weight: mu, in (0, 1]. 1 is Wiener's filter. 0.01, with the magnitude, did less harm on other tasks than
-            MNIST.
+        signal: the "magnitude" of S, as above; or its "positive part", max(S, 0).
+        noise_weight: mu, in (0, 1]. With 1 and the positive part the filter is Wiener's, which does harm on some tasks.
         second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients
             that are accumulated: call :meth:`mark_half` between the two halves. Then S has no bias.
         every: gradients are compared at every so many steps; the averages' memory in steps stays the same.
@@ -90,8 +89,8 @@ class WienerSGD(WienerOptimizer):
         coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
-        signal: str = "positive part",
-        noise_weight: float = 1.0,
+        signal: str = "magnitude",
+        noise_weight: float = NOISE_WEIGHT,
         second_estimate: str = "previous step",
         every: int = 4,
         snr_annealing: bool = False,
@@ -163,8 +162,8 @@ class WienerAdamW(WienerOptimizer):
         coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
-        signal: str = "positive part",
-        noise_weight: float = 1.0,
+        signal: str = "magnitude",
+        noise_weight: float = NOISE_WEIGHT,
         second_estimate: str = "previous step",
         every: int = 4,
         snr_annealing: bool = False,

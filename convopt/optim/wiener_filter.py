@@ -11,7 +11,7 @@ from convopt.optim._attach import Active, Stage
 from convopt.optim._checks import check_choice, check_integer, check_number, check_share, grad_of, named_params
 from convopt.optim._shards import local
 from convopt.optim._turns import Turn, turn_of
-from convopt.optim.coherence import CHOICES, Coherence, GridFilter, Options, State, check_shards
+from convopt.optim.coherence import CHOICES, NOISE_WEIGHT, Coherence, GridFilter, Options, State, check_shards
 from convopt.optim.grids import check_grid
 
 
@@ -36,7 +36,7 @@ class WienerFilter(Stage):
         coherence_ema: factor of the averages of the powers over steps, in [0, 1).
         gain: "radial" or "separable", see :class:`WienerSGD`.
         scale: "energy" or "unit dc", see :class:`WienerSGD`.
-        signal: "positive part" or "magnitude", see :class:`WienerSGD`.
+        signal: "magnitude" or "positive part", see :class:`WienerSGD`.
         noise_weight: in (0, 1], see :class:`WienerSGD`.
         every: gradients are compared at every so many steps; the averages' memory in steps stays the same.
 
@@ -57,8 +57,8 @@ class WienerFilter(Stage):
         coherence_ema: float = 0.998,
         gain: str = "radial",
         scale: str = "energy",
-        signal: str = "positive part",
-        noise_weight: float = 1.0,
+        signal: str = "magnitude",
+        noise_weight: float = NOISE_WEIGHT,
         every: int = 4,
     ):
         check_number("coherence_ema", coherence_ema, at_least=0, below=1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from convopt.lab.experiments.arms import Arm, Experiment, Recipe, Setting, annealed, averaged, with_options
 from convopt.lab.experiments.cells import FIRST_SEED
-from convopt.lab.experiments.common import ADAMW, COSINE, SGD, STRESS
+from convopt.lab.experiments.common import ADAMW, COSINE, FILTER, SGD, STRESS
 from convopt.lab.experiments.search import TUNING_SEED, Trial, chosen, is_chosen
 from convopt.lab.runs import Choice
 
@@ -150,7 +150,7 @@ def on(tasks: Iterable[str]) -> Experiment:
 
 ATTACHED = {
     "Wiener's filter": Choice.of("WienerFilter"),
-    "noise weight 0.01": Choice.of("WienerFilter", signal="magnitude", noise_weight=0.01),
+    "WienerFilter's default": FILTER,
 }
 """Filters, by what sets them apart."""
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from convopt.lab.experiments.arms import Arm, Recipe, Setting
 from convopt.lab.runs import Choice
+from convopt.optim.coherence import NOISE_WEIGHT
 
 SGD = Recipe(Choice.of("SGD", lr=0.01, momentum=0.9))
 ADAM = Recipe(Choice.of("Adam", lr=0.001))
@@ -24,6 +25,8 @@ V2_THREE_PART = v2("uniform", loss_weights=(0.5, 0.3, 0.2))
 
 WIENER_SGD = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9))
 WIENER_ADAMW = Recipe(Choice.of("WienerAdamW", lr=0.001))
+FILTER = Choice.of("WienerFilter", signal="magnitude", noise_weight=NOISE_WEIGHT)
+"""As it is by default. A filter whose options are not named is Wiener's own, as in most of the study."""
 WIENER_ALONE = Recipe(Choice.of("WienerSGD", lr=0.01, momentum=0.9, snr_annealing=False))
 
 SMOOTHING = (

@@ -83,6 +83,10 @@ def smoothing(cls: Callable[..., Optimizer]) -> Method:
     return Method(make, step=step_with_loss, kernels=kernels if hasattr(cls, "kernels") else nothing)
 
 
+STUDIED = {"signal": "positive part", "noise_weight": 1.0}
+"""Wiener's own filter, unless an option says otherwise: so it was when the study's records got their names."""
+
+
 def on_grids(groups: Groups, setup: Setup, **options: Any) -> Groups:
     """The groups divided by the grids that their parameters see; options are those of ``spatial_param_groups``."""
     found, _ = spatial_param_groups(setup.model, setup.dataset.train.x[:1], **options)
@@ -127,7 +131,7 @@ def wiener(cls: Callable[..., Optimizer]) -> Method:
 
     def make(groups: Groups, setup: Setup, smallest_kernel: int | None = None, **options: Any) -> Optimizer:
         kernel = {} if smallest_kernel is None else {"smallest_kernel": smallest_kernel}
-        return cls(on_grids(groups, setup, **kernel), **{"snr_annealing": True, **options})
+        return cls(on_grids(groups, setup, **kernel), **{"snr_annealing": True, **STUDIED, **options})
 
     return Method(make, _backward_in_halves, step_with_loss, _gains, _annealing)
 
@@ -158,7 +162,7 @@ ANNEALINGS["SNRAnnealing per layer"] = Wrapper(to_each(SNRAnnealing), _curves, b
 def filter_on_grids(optimizers: Optimizers, setup: Setup, **options: Any) -> dict[str, WienerFilter]:
     """A filter around each optimizer that has parameters on a grid. ValueError where none has."""
     found = {
-        name: WienerFilter(stepping(optimizer), **options)
+        name: WienerFilter(stepping(optimizer), **{**STUDIED, **options})
         for name, optimizer in optimizers.items()
         if any(group["grid"] is not None for group in optimizer.param_groups)
     }

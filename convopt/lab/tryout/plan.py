@@ -12,6 +12,7 @@ from convopt.lab import arithmetic, data, training
 from convopt.lab.experiments import (
     ADAMW,
     COSINE,
+    FILTER,
     SGD,
     WIENER_ADAMW,
     WIENER_ALONE,
@@ -79,18 +80,22 @@ _EVERYWHERE = {
     "SGD + WeightAveraging": Method(averaged(SGD), SGD_RATES, True, _SGD + _AVERAGING),
     "AdamW + WeightAveraging": Method(averaged(ADAMW), ADAM_RATES, True, _ADAMW + _AVERAGING),
 }
+_DEFAULT = dict(FILTER.options)  # whose code the answer prints
 _ON_GRIDS = {
     "WienerSGD": Method(
-        WIENER_ALONE, SGD_RATES, True, _GROUPS + "optimizer = convopt.WienerSGD(groups, lr={lr:g}, momentum=0.9)\n"
+        with_options(WIENER_ALONE, **_DEFAULT),
+        SGD_RATES,
+        True,
+        _GROUPS + "optimizer = convopt.WienerSGD(groups, lr={lr:g}, momentum=0.9)\n",
     ),
     "WienerAdamW": Method(
-        with_options(WIENER_ADAMW, snr_annealing=False),
+        with_options(WIENER_ADAMW, snr_annealing=False, **_DEFAULT),
         ADAM_RATES,
         True,
         _GROUPS + "optimizer = convopt.WienerAdamW(groups, lr={lr:g})\n",
     ),
     "AdamW + WienerFilter, cosine": Method(
-        replace(ADAMW, schedule=COSINE, filter=Choice.of("WienerFilter")),
+        replace(ADAMW, schedule=COSINE, filter=FILTER),
         ADAM_RATES,
         True,
         _GROUPS
