@@ -76,6 +76,8 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     tuned, sizes = published("15-factorial"), published("07-batch-size-tuned")
     robust = published("10-adversarial").where(model="SimpleNet", adversary="PGD, 0.1")
     many = published("16-beyond-mnist")
+    filters = beyond.filters(published("16-beyond-mnist-filters"))
+    wieners, default = (beyond.at(filters, which) for which in beyond_mnist.ATTACHED)
     averaging = beyond.added(many, "WeightAveraging")
     worst = beyond.worst_of(averaging)
     over_cosine = beyond.over_cosine(many, "WeightAveraging")
@@ -107,6 +109,15 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             )
             for noise in ("no label noise", "30 % label noise", "45 % label noise")
         ),
+        *(
+            report.format_interval(of_one[beyond.worst_of(of_one)].interval, 1, signed=True)
+            for of_one in (wieners, default)
+        ),
+        *(
+            report.format_interval(each.interval, 1, signed=True)
+            for cell, each in default.items()
+            if cell.task == "MNIST, 15 % noise"
+        ),
         correctness.headline(published("11-baselines"), "ConvolutionalSGD", "SGD"),
         *(
             correctness.headline(sizes.where(batch_size=size), "ConvolutionalSGDv2 (uniform)", "SGD")
@@ -134,7 +145,11 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
     assert f"Against a tuned cosine it is at {beyond.median_of(over_cosine):+.1f} in the median" in told
     assert f"on {behind.task}, with {behind.base}." in told
-    at_best = {cell: each for cell, each in averaging.items() if cell.rate == beyond.TUNED}
+    for cells in (wieners, default):
+        worst = beyond.worst_of(cells)
+        assert f"on {worst.task} with {worst.base}" in told
+    assert f"and {beyond.median_of(default):+.1f} in the median" in told
+    at_best = beyond.at(averaging, beyond.TUNED)
     assert f"the optimizer's best rate {beyond.median_of(at_best):+.1f} in the median" in told
 
 

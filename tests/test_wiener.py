@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from convopt import SNRAnnealing, WienerAdamW, WienerSGD
+from convopt import SNRAnnealing, WienerAdamW, WienerFilter, WienerSGD
 from convopt.theory import spectrum
 
 OPTIMIZERS = {"WienerSGD": WienerSGD, "WienerAdamW": WienerAdamW}
@@ -533,3 +533,22 @@ def test_a_step_does_not_wait_for_the_device(name):
         train(optimizer, params, grads[5:])
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_overshoots_passes_where_the_signals_magnitude_counts():
+    """Two signals in noise: one agrees from step to step, the other turns round at each."""
+    passed = {}
+    for signal in ("magnitude", "positive part"):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.zeros(400, 16))
+        wiener = WienerFilter(torch.optim.SGD([{"params": [weight], "grid": (16,)}], lr=0.1), every=1, signal=signal)
+        steady, turning = (spectrum.dct_matrix(16)[k].float() for k in (1, 9))
+        for step in range(60):
+            weight.grad = steady + (-1) ** step * turning + 0.1 * torch.randn(400, 16)
+            wiener.optimizer.step()
+        (learnt,) = wiener.coherence().values()
+        passed[signal] = learnt.gain
+    noise = [k for k in range(16) if k not in (1, 9)]
+    assert passed["magnitude"][9] == pytest.approx(passed["magnitude"][1].item(), rel=0.01)
+    assert (passed["magnitude"][noise] < 0.7 * passed["magnitude"][1]).all()
+    assert passed["positive part"][9] == 0

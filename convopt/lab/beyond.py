@@ -147,9 +147,14 @@ def median_of(cells: dict[Cell, CrossedComparison]) -> float:
     return median(each.interval.mean for each in cells.values())
 
 
+def at(cells: dict[Cell, CrossedComparison], rate: str) -> dict[Cell, CrossedComparison]:
+    """Those at this learning rate, or with this filter."""
+    return {cell: each for cell, each in cells.items() if cell.rate == rate}
+
+
 def on_noisy_images(cells: dict[Cell, CrossedComparison]) -> dict[Cell, CrossedComparison]:
     """The comparisons at the tuned rate on images with noisy labels."""
-    return {cell: each for cell, each in cells.items() if cell.rate == TUNED and TASKS[cell.task].noisy_images}
+    return {cell: each for cell, each in at(cells, TUNED).items() if TASKS[cell.task].noisy_images}
 
 
 def diverged(results: Results, piece: str) -> int:
