@@ -36,7 +36,7 @@ def test_the_kernel_that_page_01_writes_from_scratch():
 def test_the_filter_that_page_04_writes_from_scratch():
     torch.manual_seed(0)
     weight, twin = (nn.Parameter(torch.zeros(32, 64)) for _ in range(2))
-    options = {"lr": 0.1, "momentum": 0.0, "snr_annealing": False, "every": 1}
+    options = {"lr": 0.1, "momentum": 0.0, "every": 1, "signal": "positive part", "noise_weight": 1.0}
     optimizer = convopt.WienerSGD([{"params": [weight], "grid": (8, 8)}], **options)
     scratch = on_page("04-wiener", "wiener-scratch", "FilterFromScratch")((8, 8))
     signal = 0.5 * (1 + torch.randn(32, 64))  # the optimizer leaves out frequencies with next to nothing in them
