@@ -134,9 +134,13 @@ def test_figures_are_legible_on_a_telephone_too(visited):
         visited.set_viewport_size({"width": width, "height": 900})
         shares = visited.eval_on_selector_all(
             ".bd-article :is(figure, .output) img:not([hidden])",
-            "all => all.map(image => image.getBoundingClientRect().width / image.naturalWidth)",
+            """all => all.map(image => [
+                image.getBoundingClientRect().width / image.naturalWidth,
+                image.getBoundingClientRect().height / image.naturalHeight,
+            ])""",
         )
-        assert min(shares, default=1) > 0.749
+        assert min((of_width for of_width, _ in shares), default=1) > 0.749
+        assert all(of_height == pytest.approx(of_width, rel=0.01) for of_width, of_height in shares)
 
 
 @on_every_page
