@@ -1,7 +1,7 @@
 """Combinations that are tuned alike: the same number of trials of learning rate, epochs and options for each."""
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,10 +125,9 @@ class Tuning:
         """The settings of the best trial of the cell with this label. KeyError where none is chosen."""
         return chosen(self.second, label)
 
-    def arms(self, labels: Iterable[str] | None = None) -> tuple[Arm, ...]:
-        """The cells, or those with these labels, at their chosen settings; none before it is chosen."""
-        labels = self.cells if labels is None else labels
-        return tuple(self.cells[label].arm(self.chosen_settings(label)) for label in labels if self.is_tuned(label))
+    def arm(self, label: str) -> Arm:
+        """The cell with this label at its chosen settings. KeyError where none is chosen."""
+        return self.cells[label].arm(self.chosen_settings(label))
 
     def experiments(self, what: str) -> tuple[Experiment, Experiment]:
         """The two searches; ``what`` opens their titles."""

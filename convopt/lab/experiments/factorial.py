@@ -196,11 +196,12 @@ SEEDS_OF_SUMMARIZED = 40
 
 def _comparison(name: str, title: str, labels: Iterable[str]) -> Experiment:
     """The cells with these labels at their chosen settings; none before it is chosen."""
-    arms = (arm for label in labels for arm in _TUNING_OF[label].arms([label]))
-    more = {label: SEEDS_OF_SUMMARIZED for label in SUMMARIZED}
-    return Experiment(
-        name, title, tuple(arm._replace(seeds=more.get(arm.label)) for arm in arms), first_seed=FIRST_SEED
+    tuned = (label for label in labels if _TUNING_OF[label].is_tuned(label))
+    arms = tuple(
+        _TUNING_OF[label].arm(label)._replace(seeds=SEEDS_OF_SUMMARIZED if label in SUMMARIZED else None)
+        for label in tuned
     )
+    return Experiment(name=name, title=title, arms=arms, first_seed=FIRST_SEED)
 
 
 EXPERIMENTS = (
