@@ -158,11 +158,8 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def _option_changed(self, group: dict[str, Any], name: str) -> None:
         self._known_factor = None
-        if name in (
-            "grid",
-            "noise_weight",
-            *CHOICES,
-        ):  # what was learnt was of other frequencies, or the gain is another
+        # What was learnt was of other frequencies, or the gain that is made of it is another.
+        if name in ("grid", "noise_weight", *CHOICES):
             for p in group["params"]:
                 self._filter.forget(p, self.state.get(p, {}), coherence=name in ("grid", "gain"))
 

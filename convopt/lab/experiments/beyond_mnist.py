@@ -157,14 +157,13 @@ ATTACHED = {
 
 def with_filters(tasks: Iterable[str]) -> Experiment:
     """Filters around each optimizer with its tuned cosine, at the same settings, on those tasks that have a grid."""
-    arms = []
+    arms, tuned = [], ("learning rate and epochs without the filter",)
     for name, base in itertools.product((name for name in tasks if TASKS[name].has_grid), BASES):
         if is_chosen(SEARCH, label(name, base, "cosine")):
             without = _with_cosine(name, base)
             arms.append(without)
             for which, choice in ATTACHED.items():
                 recipe = replace(without.recipe, filter=choice)
-                tuned = ("learning rate and epochs without the filter",)
                 arms.append(Arm(label(name, base, "cosine", which), recipe, without.setting, tuned))
     return Experiment(
         name=FILTERS,
