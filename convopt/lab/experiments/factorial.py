@@ -141,6 +141,7 @@ _RELATED = {
     "AdamW": (
         Cell("Cautious AdamW", replace(ADAMW, filter=Choice.of("cautious"), schedule=COSINE), _ADAM_RATES, {}),
         Cell("MARS", Recipe(Choice.of("MARS", optimize_1d=True), schedule=COSINE), _ADAM_RATES, {}),
+        Cell("SOAP", Recipe(Choice.of("SOAP"), schedule=COSINE), _ADAM_RATES, {}),
         # finds its rate, of which this is a factor
         Cell("Prodigy", Recipe(Choice.of("Prodigy"), schedule=COSINE), (0.1, 10.0), {}),
         _GROKFAST,

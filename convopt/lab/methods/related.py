@@ -103,7 +103,7 @@ def _agreement_filtered(groups: Any, threshold: float, **options: Any) -> Optimi
 
 
 OPTIMIZERS |= {
-    **{name: Method(from_library("pytorch_optimizer", name)) for name in ("MSVAG", "MARS", "Prodigy")},
+    **{name: Method(from_library("pytorch_optimizer", name)) for name in ("MSVAG", "MARS", "Prodigy", "SOAP")},
     "SGDF": Method(of_groups(SGDF)),
     # Chaubard et al. (arXiv:2412.18052), algorithm 1, with two micro-batches: no step where the cosine distance of
     # their gradients exceeds the threshold
