@@ -59,6 +59,21 @@ def test_muon_gets_the_hidden_matrices_and_adamw_the_rest():
     assert (matrices["lr"], rest["lr"]) == (0.01, pytest.approx(0.002))
 
 
+def test_muon_takes_the_kernels_of_a_convolution_as_a_matrix_with_a_row_per_output_channel():
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(6, 3))
+    kernels, gradient = model[0].weight, torch.randn(6, 2, 3, 3)
+    matrix = nn.Parameter(kernels.detach().flatten(1).clone())
+    matrix.grad = gradient.flatten(1)
+    together = baselines.muon([{"params": list(model.named_parameters())}], Setup(None, model, None), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    kernels.grad = gradient.clone(memory_format=torch.channels_last)
+    together.step()
+    torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0).step()
+    assert kernels.detach().flatten(1).equal(matrix.detach())
+    assert kernels.grad.equal(gradient)
+
+
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
 def test_muon_in_float32_steps_as_muon_in_bfloat16_does(shape):
     start, gradient = torch.randn(shape), torch.randn(shape)

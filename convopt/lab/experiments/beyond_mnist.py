@@ -66,20 +66,27 @@ def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_si
 EMBEDDED = ("digits", "diabetes")
 """Data sets that come with the packages."""
 
+MNIST = "MNIST, 15 % noise"
+FASHION = "Fashion-MNIST, 15 % noise"
+CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
+CIFAR_PERCEPTRON = "CIFAR-10, human labels"
+DIGITS = "digits, 15 % noise"
+
 TASKS = {
-    "MNIST, 15 % noise": Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
+    MNIST: Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
     "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20), has_grid=True),
-    "Fashion-MNIST, 15 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
+    FASHION: Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
     "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
-    "CIFAR-10, human labels, ConvNet": Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
+    CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
+    CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15), has_grid=True),
     "adult": Task(_setting("adult", "TabularNet", 10)),
     "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
     "California housing": Task(_setting("california-housing", "TabularNet", 20)),
     "tiny Shakespeare": Task(replace(_setting("tiny-shakespeare", "GRULanguageModel", 3), n_train=2000, n_test=300)),
-    "digits, 15 % noise": Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True, has_grid=True),
+    DIGITS: Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True, has_grid=True),
     "diabetes": Task(_setting("diabetes", "SimpleNet", 40, batch_size=16)),
 }
 """By name."""

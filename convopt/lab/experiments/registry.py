@@ -1,5 +1,8 @@
 """All experiments, page by page."""
 
+import itertools
+from operator import attrgetter
+
 from convopt.lab.experiments import (
     adversarial,
     baselines,
@@ -10,6 +13,7 @@ from convopt.lab.experiments import (
     kernel_evolution,
     standard,
     stress_test,
+    tuned_filters,
     wiener,
 )
 from convopt.lab.experiments.arms import Experiment
@@ -28,9 +32,14 @@ _CATALOGUE = (
     baselines,
     factorial,
     beyond_mnist,
+    tuned_filters,
 )
+"""The modules of a page stand together."""
 
-PAGES: dict[str, tuple[Experiment, ...]] = {page.PAGE: page.EXPERIMENTS for page in _CATALOGUE}
+PAGES: dict[str, tuple[Experiment, ...]] = {
+    page: tuple(experiment for module in modules for experiment in module.EXPERIMENTS)
+    for page, modules in itertools.groupby(_CATALOGUE, attrgetter("PAGE"))
+}
 """The experiments of each page, by the stem of its notebook."""
 
 EXPERIMENTS = {experiment.name: experiment for of_page in PAGES.values() for experiment in of_page}
@@ -38,7 +47,7 @@ EXPERIMENTS = {experiment.name: experiment for of_page in PAGES.values() for exp
 
 SEARCHES: dict[str, Search] = {
     name: search
-    for page in (wiener, batch_size, baselines, factorial, beyond_mnist)
+    for page in (wiener, batch_size, baselines, factorial, beyond_mnist, tuned_filters)
     for name, search in page.SEARCHES.items()
 }
 """The trials of those experiments that choose settings, by the experiment's name."""

@@ -92,17 +92,41 @@ class MuonInFloat32(torch.optim.Muon):
 def muon(groups: Groups, setup: Setup, lr: float, auxiliary: float = 0.1, precision: str = "bfloat16") -> Optimizer:
     """torch's Muon for the hidden matrices; AdamW for the output layer and all biases, at ``auxiliary`` times the rate.
 
-    As Muon's author recommends: it is made for matrices within the network. The output layer's are the last two.
-    ``precision`` "float32" is that of :class:`MuonInFloat32`.
+    As Muon's author recommends: it is made for matrices within the network, and takes the kernels of a convolution as a
+    matrix with a row per output channel. The output layer's are the last two. ``precision`` "float32" is that of
+    :class:`MuonInFloat32`.
     """
     cls = {"bfloat16": torch.optim.Muon, "float32": MuonInFloat32}[precision]
     output = set(list(setup.model.parameters())[-2:])
-    matrices = chosen_from(groups, lambda _, p: p.ndim == 2 and p not in output)
-    rest = chosen_from(groups, lambda _, p: p.ndim != 2 or p in output)
-    return Together(
+    hidden = chosen_from(groups, lambda _, p: p.ndim >= 2 and p not in output)
+    rest = chosen_from(groups, lambda _, p: p.ndim < 2 or p in output)
+    matrices, kernels = _as_matrices(hidden)
+    together = Together(
         cls(matrices, lr=lr, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=lr * auxiliary, weight_decay=0.0),
     )
+
+    def take_gradients(*_: Any) -> None:
+        for matrix, p in kernels.items():
+            matrix.grad = p.grad.flatten(1)
+
+    together.register_step_pre_hook(take_gradients)
+    return together
+
+
+def _as_matrices(groups: Groups) -> tuple[Groups, dict[nn.Parameter, nn.Parameter]]:
+    """The groups with matrices that share memory with what has more axes, and to what each of those belongs."""
+    kernels = {}
+
+    def matrix(p: nn.Parameter) -> nn.Parameter:
+        if p.ndim == 2:
+            return p
+        view = nn.Parameter(p.detach().view(len(p), -1))
+        kernels[view] = p
+        return view
+
+    matrices = [{**group, "params": [(name, matrix(p)) for name, p in group["params"]]} for group in groups]
+    return matrices, kernels
 
 
 def from_library(module: str, name: str, *fixed: Any) -> Callable[..., Optimizer]:
