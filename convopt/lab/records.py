@@ -21,6 +21,9 @@ from convopt.lab.predictions import MARK, References, as_differences, from_diffe
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
+SECONDS = ("seconds_training", "seconds_evaluation")
+"""Curves that tell of time."""
+
 CURVES = (
     "train_loss",
     "gradient_norm",
@@ -39,8 +42,7 @@ CURVES = (
     "average_in_place",
     "fgsm_accuracy",
     "pgd_accuracy",
-    "seconds_training",
-    "seconds_evaluation",
+    *SECONDS,
 )
 """What is recorded per epoch: losses, the measures of the task (see ``tasks.TASKS``), the mean gradient norm, seconds.
 
@@ -51,6 +53,12 @@ as noisy as the training's; of annealed runs, the agreement of gradients and the
 ``SNRAnnealing``); of runs with averaged weights, whether these are what is evaluated (see ``WeightAveraging``); of runs
 with an adversary, the test accuracy against either.
 """
+
+DIGITS_OF_SECONDS = 3
+"""No more can be measured on a machine that does other things, too."""
+
+DIGITS_OF_KERNELS = 9
+"""They tell any two numbers in float32 apart."""
 
 
 class RecordsError(RuntimeError):
@@ -248,7 +256,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_table(records: Iterable[Record], path: Path) -> None:
     """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON.
 
-    Kernels are kept to nine digits: they are in float32. Predictions are kept as differences.
+    Kernels and seconds are rounded as in new records. Predictions are kept as differences.
     """
     rows = []
     ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
@@ -262,22 +270,26 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 "optimizer": record.run.optimizer.name,
                 "seed": record.run.seed,
                 "confirmation_accuracy": record.confirmation_accuracy,
-                **{name: record.curves.get(name) for name in CURVES},
+                **{name: _kept(name, record.curves[name]) if name in record.curves else None for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
-                "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
+                "kernels": json.dumps(with_digits(data["kernels"], DIGITS_OF_KERNELS), separators=(",", ":")),
                 "predictions": json.dumps(as_differences(record.run.dataset, record.predictions, first)),
             }
         )
-    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
+    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=19))
 
 
-def nine_digits(nested: Any) -> Any:
-    """Lists and dicts as they are, the numbers in them rounded to what tells any two in float32 apart."""
+def _kept(name: str, curve: list[float]) -> list[float]:
+    return with_digits(curve, DIGITS_OF_SECONDS) if name in SECONDS else curve
+
+
+def with_digits(nested: Any, digits: int) -> Any:
+    """Lists and dicts as they are, the numbers in them rounded to so many significant digits."""
     if isinstance(nested, dict):
-        return {name: nine_digits(value) for name, value in nested.items()}
+        return {name: with_digits(value, digits) for name, value in nested.items()}
     if isinstance(nested, list):
-        return list(map(nine_digits, nested))
-    return float(f"{nested:.9g}")
+        return [with_digits(value, digits) for value in nested]
+    return float(f"{nested:.{digits}g}")
 
 
 class Table:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from convopt.lab import arithmetic, data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.predictions import pack
-from convopt.lab.records import Record, nine_digits
+from convopt.lab.records import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, Record, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import TASKS, outputs_of
 from convopt.lab.trainer import Trainer, noisy_targets
@@ -66,8 +66,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
             "gradient_norm": outcome[1],
             **judged,
             **trainer.curves(),
-            "seconds_training": trained - start,
-            "seconds_evaluation": time.perf_counter() - trained,
+            "seconds_training": with_digits(trained - start, DIGITS_OF_SECONDS),
+            "seconds_evaluation": with_digits(time.perf_counter() - trained, DIGITS_OF_SECONDS),
         }
         record = replace(
             record,
@@ -138,4 +138,4 @@ def measures_of(outputs: Tensor, split: data.Split, dataset: data.Dataset) -> di
 
 
 def _snapshot(trainer: Trainer) -> dict[str, list]:
-    return nine_digits({name: kernel.tolist() for name, kernel in trainer.kernels().items()})
+    return with_digits({name: kernel.tolist() for name, kernel in trainer.kernels().items()}, DIGITS_OF_KERNELS)
