@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from convopt.lab import arithmetic, data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
-from convopt.lab.predictions import pack
+from convopt.lab.predictions import pack, rounded
 from convopt.lab.records import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, Record, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import TASKS, outputs_of
@@ -94,12 +94,12 @@ def _judged(trainer: Trainer, model: nn.Module, wrong: data.Split) -> dict[str, 
 def _at_the_end(trainer: Trainer, model: nn.Module, test_outputs: Tensor, test: data.Split) -> dict[str, Any]:
     """What is looked at once: each prediction, and the measure on the confirmation inputs, where there are such."""
     dataset, task = trainer.dataset, TASKS[trainer.dataset.task]
-    predictions = {"test": pack(task.predictions(test_outputs, test.y, dataset.target_scale))}
+    predictions = {"test": pack(rounded(task.predictions(test_outputs, test.y, dataset.target_scale)))}
     confirmation = dataset.confirmation
     if confirmation is None:
         return {"predictions": predictions}
     outputs = outputs_of(model, confirmation.x)
-    predictions["confirmation"] = pack(task.predictions(outputs, confirmation.y, dataset.target_scale))
+    predictions["confirmation"] = pack(rounded(task.predictions(outputs, confirmation.y, dataset.target_scale)))
     measured = measures_of(outputs, confirmation, dataset)[task.measure.name]
     return {"predictions": predictions, "confirmation_accuracy": measured}
 
