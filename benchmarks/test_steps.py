@@ -19,7 +19,7 @@ def one_thread():
 @pytest.mark.parametrize("model", ["SimpleNet", "ConvNet", "ResNet-18"])
 def test_step(benchmark, model, optimizer):
     benchmark.group = model
-    benchmark(bench.OPTIMIZERS[optimizer](*bench.with_gradients(model, "cpu")).step)
+    benchmark(bench.OPTIMIZERS[optimizer](*bench.with_gradients(model, "cpu")).optimizer.step)
 
 
 @pytest.mark.parametrize("optimizer", [name for name in bench.OPTIMIZERS if hasattr(twins, f"{name}Twin")])

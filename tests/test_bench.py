@@ -14,18 +14,28 @@ from convopt.lab import bench
 
 @pytest.fixture(scope="module")
 def rows():
-    return bench.measure(["SimpleNet"], [1], "cpu", seconds=0.1)
+    return bench.measure(["SimpleNet"], "cpu", seconds=0.1)
 
 
 def test_there_is_a_row_for_each_optimizer_and_kind_of_step(rows):
     kinds = {"step", "training step, batch 8", "training step, batch 64"}
-    assert {(row["optimizer"], row["what"]) for row in rows} == {(o, kind) for o in bench.OPTIMIZERS for kind in kinds}
+    measured = {(o, kind) for o in bench.OPTIMIZERS for kind in kinds}
+    measured |= {(o, kind) for o in bench.MUON for kind in kinds - {"step"}}
+    assert {(row["optimizer"], row["what"]) for row in rows} == measured
     assert all(row["median_ms"] > 0 for row in rows)
 
 
-def test_whole_training_steps_are_timed_on_one_thread_alone():
-    rows = bench.measure(["SimpleNet"], [2], "cpu", seconds=0.05)
-    assert {(row["what"], row["threads"]) for row in rows} == {("step", 2)}
+def test_what_is_kept_is_told_of_each_optimizer_in_mebibytes(rows):
+    kept = {row["optimizer"]: row["kept_mib"] for row in rows if row["what"] == "step"}
+    numbers = sum(p.numel() for p in bench.SimpleNet().parameters())
+    assert kept["SGD"] == pytest.approx(4 * numbers / 2**20)
+    assert kept["AdamW"] == pytest.approx(2 * kept["SGD"], rel=0.01)
+    assert kept["SGD + SNRAnnealing"] == pytest.approx(2 * kept["SGD"], rel=0.01)  # all of the last gradient
+
+
+def test_a_language_model_is_trained_on_tokens():
+    labels = [row["optimizer"] for row in bench.measure(["GRU language model"], "cpu", seconds=0.1)]
+    assert labels == 2 * list(bench.OPTIMIZERS)
 
 
 def test_ratios_are_those_of_the_medians_of_one_kind_of_step(rows):
@@ -40,7 +50,7 @@ def test_ratios_are_those_of_the_medians_of_one_kind_of_step(rows):
 
 def test_a_comparison_has_a_row_per_optimizer_and_a_column_per_kind_of_step(rows):
     table = bench.comparison(pd.DataFrame(rows), "training step", "over_sgd").frame
-    assert table.optimizer.tolist() == list(bench.OPTIMIZERS)
+    assert table.optimizer.tolist() == [*bench.OPTIMIZERS, *bench.MUON]
     assert list(table) == ["optimizer", "SimpleNet, batch 8", "SimpleNet, batch 64"]
     assert table.iloc[0].tolist() == ["SGD", 1, 1]
 
@@ -48,7 +58,7 @@ def test_a_comparison_has_a_row_per_optimizer_and_a_column_per_kind_of_step(rows
 def test_a_figure_that_was_not_measured_is_not_a_number(rows):
     frame = pd.DataFrame(rows)
     assert bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd") == 1
-    assert math.isnan(bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd", threads=7))
+    assert math.isnan(bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd", what="no step"))
 
 
 def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_path):
@@ -63,7 +73,7 @@ def test_compiled_steps_are_measured_beside_the_others(monkeypatch):
     assert {"ConvolutionalSGD, compiled", "ConvolutionalSGDv2, compiled"} <= bench._makers("10 M", "cpu").keys()
     monkeypatch.setitem(bench.MODELS, "10 M", bench.MODELS["0.1 M"])
     monkeypatch.setattr(bench, "COMPILED", (ConvolutionalSGD,))  # one is enough: compilation takes its time
-    labels = {row["optimizer"] for row in bench.measure(["10 M"], [1], "cpu", seconds=0.1)}
+    labels = {row["optimizer"] for row in bench.measure(["10 M"], "cpu", seconds=0.1)}
     assert "ConvolutionalSGD, compiled" in labels
 
 
@@ -72,5 +82,5 @@ def test_the_command_prints_json():
     command = [sys.executable, "-m", "convopt.cli", "bench", "--quick", "--json"]
     rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert rows[0].keys() == {
-        *("optimizer", "model", "what", "threads", "device", "median_ms", "over_sgd", "over_adamw", "over_floor")
+        *("optimizer", "model", "what", "device", "median_ms", "over_sgd", "over_adamw", "over_floor", "kept_mib")
     }

@@ -7,7 +7,7 @@ import pytest
 
 from convopt.lab import beyond, correctness, data, searches
 from convopt.lab.beyond import Cell
-from convopt.lab.experiments import beyond_mnist, find
+from convopt.lab.experiments import beyond_mnist, find, tuned_filters
 from convopt.lab.predictions import pack
 from convopt.lab.records import Record
 from convopt.lab.study import Results
@@ -114,3 +114,30 @@ def test_errors_and_accuracies_are_compared_by_seed():
     arm = results.arms[beyond_mnist.label(DIABETES, "SGD", "cosine")]
     assert correctness.difference(arm[:2], arm[2:]) is None
     assert correctness.difference(arm, arm).interval.mean == 0
+
+
+def test_filters_with_a_cosine_of_their_own_are_compared_with_a_raw_gradient_that_has_one():
+    experiment = tuned_filters.on([DIGITS])
+    shares = {"raw gradient": 0.90, "fixed kernel": 0.92, "WienerFilter's default": 0.91}
+
+    def share_of(label: str) -> float:
+        return next(share for gradient, share in shares.items() if gradient in label)
+
+    runs = experiment.runs(seeds=[20, 21, 22])
+    results = Results(experiment, [recorded(run, share_of(experiment.label(run))) for run in runs])
+    gains = beyond.gains_of_tuned(results)
+    assert {place: round(gain.mean) for place, gain in gains.items()} == {
+        ("fixed kernel", f"{DIGITS} | SGD"): 2,
+        ("WienerFilter's default", f"{DIGITS} | SGD"): 1,
+    }
+    assert {arm.tuned for arm in experiment.arms} == {("learning rate", "epochs")}
+
+
+@pytest.mark.parametrize("base", ["SGD", "AdamW", "Muon"])
+def test_on_mnist_the_tuned_arms_are_those_of_the_factorial(base):
+    name = tuned_filters.arm_label(beyond_mnist.MNIST, base, "fixed kernel")
+    (arm,) = (arm for arm in tuned_filters.on([beyond_mnist.MNIST]).arms if arm.label == name)
+    (of_factorial,) = (arm for arm in find("15-factorial").arms if arm.label == f"{base}, fixed kernel, cosine")
+    assert arm.setting.run(arm.recipe, "mnist", None, 20) == of_factorial.setting.run(
+        of_factorial.recipe, "mnist", None, 20
+    )

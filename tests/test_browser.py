@@ -61,7 +61,7 @@ def new_page(browser: Browser, address: str) -> Iterator[Page]:
     page.on("requestfailed", lambda request: page.troubles.append(f"failed: {request.url}"))
     page.on("response", lambda response: response.ok or page.troubles.append(f"{response.status}: {response.url}"))
     page.on("pageerror", lambda error: page.troubles.append(f"error: {error}"))
-    page.on("console", lambda line: line.type == "error" and page.troubles.append(f"console: {line.text}"))
+    page.on("console", lambda line: page.troubles.append(f"console: {line.text}"))
     yield page
     context.close()
 

@@ -1,5 +1,6 @@
 """Arms are compared over seeds and images, on images that chose nothing, and only where they were tuned alike."""
 
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from convopt.lab import correctness, data, experiments, stats, training
 from convopt.lab.correctness import Pair
 from convopt.lab.experiments import Arm, Experiment
-from convopt.lab.predictions import as_differences, from_differences, pack, references
+from convopt.lab.predictions import from_bytes, pack, references, rounded, to_bytes
 from convopt.lab.study import Results
 
 SETTING = replace(experiments.STRESS, n_train=400, epochs=1)
@@ -150,19 +151,25 @@ def test_labels_are_packed_of_what_the_predictions_are_about(results):
         max_size=6,
     )
 )
-def test_predictions_of_many_runs_come_back_from_their_differences(runs):
-    packed = [{split: pack(values) for split, values in run.items()} for run in runs]
-    first = references(("it", run) for run in packed)
-    kept = [as_differences("it", run, first) for run in packed]
-    assert [from_differences("it", run, references(("it", run) for run in kept)) for run in kept] == packed
+def test_predictions_of_many_runs_come_back_from_a_table_s_bytes(runs):
+    packed = [{split: pack(rounded(values)) for split, values in run.items()} for run in runs]
+    first = {}
+    kept = [to_bytes("it", run, first) for run in packed]
+    assert [from_bytes("it", run, references(("it", run) for run in kept)) for run in kept] == packed
 
 
-def test_differences_of_networks_that_agree_take_little_and_damage_is_told():
+@given(st.lists(st.floats(width=32, allow_subnormal=False)).map(np.float32))
+def test_rounding_keeps_numbers_to_a_ten_thousandth_and_what_is_no_number(values):
+    np.testing.assert_allclose(rounded(values), values, rtol=1.3e-4)
+    np.testing.assert_array_equal(rounded(rounded(values)), rounded(values))
+
+
+def test_bytes_of_networks_that_agree_take_little_and_damage_is_told():
     rng = np.random.default_rng(0)
     first = rng.integers(10, size=9000, dtype=np.uint8)
     second = np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), first)
-    whole, other = ({"test": pack(each)} for each in (first, second))
-    kept = as_differences("it", other, references([("it", whole)]))
-    assert len(kept["test"]) < 0.5 * len(whole["test"])
+    known = {}
+    whole, other = (to_bytes("it", {"test": pack(each)}, known) for each in (first, second))
+    assert len(zlib.compress(other["test"])) < 0.5 * len(zlib.compress(whole["test"]))
     with pytest.raises(ValueError, match="9000 inputs of it must have a reference, got none of this number"):
-        from_differences("it", kept, references([("another", whole)]))
+        from_bytes("it", other, references([("another", whole)]))

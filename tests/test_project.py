@@ -78,6 +78,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     many = published("16-beyond-mnist")
     filters = beyond.filters(published("16-beyond-mnist-filters"))
     wieners, default = (beyond.at(filters, which) for which in beyond_mnist.ATTACHED)
+    own_cosine = published("16-beyond-mnist-tuned")
     averaging = beyond.added(many, "WeightAveraging")
     worst = beyond.worst_of(averaging)
     over_cosine = beyond.over_cosine(many, "WeightAveraging")
@@ -101,6 +102,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             for base in ("Muon", "SAM")
             for gradient in ("Wiener filter", "fixed kernel")
         ),
+        correctness.headline(published("15-factorial-related"), "SOAP", "AdamW, raw gradient, cosine"),
         *(
             correctness.headline(
                 published("15-factorial-conditions"),
@@ -117,6 +119,16 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             report.format_interval(each.interval, 1, signed=True)
             for cell, each in default.items()
             if cell.task == "MNIST, 15 % noise"
+        ),
+        *(
+            correctness.headline(own_cosine, pair.treatment, pair.control)
+            for task, gradient in (
+                (beyond_mnist.MNIST, factorial.DEFAULT),
+                (beyond_mnist.FASHION, factorial.DEFAULT),
+                (beyond_mnist.FASHION, "fixed kernel"),
+            )
+            for base in ("SGD", "AdamW")
+            for pair in [beyond.tuned_filters(own_cosine)[gradient, beyond_mnist.label(task, base)]]
         ),
         correctness.headline(published("11-baselines"), "ConvolutionalSGD", "SGD"),
         *(
@@ -180,6 +192,15 @@ def test_the_readme_names_the_rows_that_are_undecided_after_correction():
         ("AdamW", "the fixed kernel minus the raw gradient"),
         ("AdamW", "the Wiener filter minus the fixed kernel"),
     }
+
+
+def test_the_readme_names_the_method_of_others_that_is_certainly_better():
+    related = published("15-factorial-related")
+    judged = correctness.comparisons(related, factorial.questions_of_related(), "judged").frame
+    over_cosine = judged[judged.question == "Is it more than a cosine?"].set_index("difference").verdict
+    assert len(over_cosine) == 11
+    assert [name.split(" minus ")[0] for name in over_cosine.index[over_cosine == "better"]] == ["SOAP"]
+    assert "Of eleven methods of others, tuned alike, one is certainly better" in " ".join(README.split())
 
 
 def test_the_readme_quotes_costs_as_they_were_measured():

@@ -10,15 +10,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from convopt import (
@@ -28,11 +30,13 @@ from convopt import (
     LocalLossConvSGD,
     SNRAnnealing,
     WeightAveraging,
+    WienerFilter,
     spatial_param_groups,
 )
 from convopt.lab import arithmetic, provenance
-from convopt.lab.methods import OURS
-from convopt.lab.networks import ConvNet, SimpleNet
+from convopt.lab.methods import OURS, Setup
+from convopt.lab.methods.baselines import muon
+from convopt.lab.networks import ConvNet, GRULanguageModel, SimpleNet
 from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
 from convopt.lab.vision import torchvision
@@ -45,6 +49,21 @@ WARM_UP = 6
 
 TRAINING_ROUNDS = 3
 """At least so many of whole training steps, whose ratios lie near 1; of steps alone, one where they take seconds."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network.
+
+    Attributes:
+        make: it.
+        batch: makes inputs, given how many.
+        trained: batch sizes at which whole training steps are timed, by device; none where the step alone is.
+    """
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[int], Tensor]
+    trained: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def _resnet18() -> nn.Module:
@@ -61,40 +80,70 @@ def _squares(millions: float) -> nn.Module:
     return nn.Sequential(*[nn.Linear(width, width) for _ in range(4)])
 
 
-MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "SimpleNet": (SimpleNet, (1, 28, 28)),
-    "ConvNet": (ConvNet, (1, 28, 28)),
-    "ResNet-18": (_resnet18, (3, 32, 32)),
-    "ViT-B/16": (_vit_b_16, (3, 224, 224)),
-    **{f"{millions:g} M": (partial(_squares, millions), (0,)) for millions in (0.1, 1.0, 10.0, 100.0)},
-}
-"""Networks by name, and the shape of one image; the squares, whose steps alone are timed, have none."""
+def _images(*shape: int) -> Callable[[int], Tensor]:
+    return lambda count: torch.randn(count, *shape)
 
-TRAINED: dict[str, dict[str, tuple[int, ...]]] = {
-    "cpu": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32,), "ViT-B/16": (4,)},
-    "cuda": {"SimpleNet": (8, 64), "ConvNet": (8, 64), "ResNet-18": (32, 256), "ViT-B/16": (32,)},
+
+VOCABULARY = 65
+"""Characters of tiny Shakespeare."""
+
+
+def _texts(count: int) -> Tensor:
+    return torch.randint(VOCABULARY, (count, 100))
+
+
+_SMALL = {"cpu": (8, 64), "cuda": (8, 64)}
+_LANGUAGE_MODEL = partial(GRULanguageModel, VOCABULARY)
+MODELS = {
+    "SimpleNet": Model(SimpleNet, _images(1, 28, 28), _SMALL),
+    "ConvNet": Model(ConvNet, _images(1, 28, 28), _SMALL),
+    "GRU language model": Model(_LANGUAGE_MODEL, _texts, {"cpu": (32,), "cuda": (32,)}),
+    "ResNet-18": Model(_resnet18, _images(3, 32, 32), {"cpu": (32,), "cuda": (32, 256)}),
+    "ViT-B/16": Model(_vit_b_16, _images(3, 224, 224), {"cpu": (4,), "cuda": (32,)}),
+    **{f"{millions:g} M": Model(partial(_squares, millions), _images(0)) for millions in (0.1, 1.0, 10.0, 100.0)},
 }
-"""Whose whole training steps are timed on a device, and at which batch sizes."""
+"""By name."""
 
 LARGE = {"ViT-B/16": ("SGD", "AdamW", "WienerSGD", "WienerAdamW", "AdamW + SNRAnnealing")}
 """Of networks whose training step takes seconds on a CPU, the optimizers that it is timed with there."""
 
-Make = Callable[[nn.Module, Tensor], torch.optim.Optimizer]
+
+class Stepping(NamedTuple):
+    """An optimizer, and what is attached to it."""
+
+    optimizer: torch.optim.Optimizer
+    attached: tuple[Any, ...] = ()
+
+    def kept(self) -> int:
+        """Bytes that are kept from step to step beside the parameters."""
+        states = self.optimizer.state_dict()["state"], *(each.state_dict() for each in self.attached)
+        tensors = [leaf for leaf in tree_leaves(states) if isinstance(leaf, Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _with(attached: type, make: Make, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
-    optimizer = make(model, sample)
-    attached(optimizer)
-    return optimizer
+Make = Callable[[nn.Module, Tensor], Stepping]
 
 
-def _on_grids(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
-    groups: Any = model.parameters() if sample.ndim < 4 else spatial_param_groups(model, sample)[0]
-    return cls(groups, lr=1e-4, snr_annealing=True)  # the dearest of what they do
+def _with(attached: type, make: Make, model: nn.Module, sample: Tensor) -> Stepping:
+    optimizer = make(model, sample).optimizer
+    return Stepping(optimizer, (attached(optimizer),))
 
 
-def _plain(cls: type, model: nn.Module, sample: Tensor, **options: Any) -> torch.optim.Optimizer:
-    return cls(model.parameters(), lr=1e-4, **options)
+def _groups(model: nn.Module, sample: Tensor) -> list[dict[str, Any]]:
+    return spatial_param_groups(model, sample)[0] if sample.ndim == 4 else [{"params": [*model.named_parameters()]}]
+
+
+def _on_grids(cls: type, model: nn.Module, sample: Tensor) -> Stepping:
+    return Stepping(cls(_groups(model, sample), lr=1e-4))
+
+
+def _muon(model: nn.Module, sample: Tensor) -> Stepping:
+    precision = "bfloat16" if sample.is_cuda else "float32"  # many CPUs are slow at products in bfloat16
+    return Stepping(muon(_groups(model, sample), Setup(None, model, None), lr=1e-4, precision=precision))
+
+
+def _plain(cls: type, model: nn.Module, sample: Tensor, **options: Any) -> Stepping:
+    return Stepping(cls(model.parameters(), lr=1e-4, **options))
 
 
 _BASES: dict[str, Make] = {
@@ -114,7 +163,11 @@ OPTIMIZERS: dict[str, Make] = {
     "AdamW + SNRAnnealing": partial(_with, SNRAnnealing, _BASES["AdamW"]),
     "SGD + WeightAveraging": partial(_with, WeightAveraging, _BASES["SGD"]),
 }
-"""What is measured; the bases with torch's default implementation."""
+"""What is measured, all with their defaults."""
+
+MUON: dict[str, Make] = {"Muon": _muon, "Muon + WienerFilter": partial(_with, WienerFilter, _muon)}
+WITH_MUON = ("SimpleNet", "ConvNet")
+"""Whose training steps are timed with Muon, too. In larger networks its matrix products take seconds on a CPU."""
 
 SIZES = (3, 5, 9, 15, 25)
 """Kernel sizes whose steps are timed, on the network of a million parameters."""
@@ -123,10 +176,10 @@ COMPILED = (ConvolutionalSGD, ConvolutionalSGDv2)
 """Whose compiled steps are timed, on the network of ten million parameters, where there is a C++ compiler."""
 
 
-def _compiled(cls: type, model: nn.Module, sample: Tensor) -> torch.optim.Optimizer:
+def _compiled(cls: type, model: nn.Module, sample: Tensor) -> Stepping:
     optimizer = cls(model.parameters(), lr=1e-4)
     optimizer.step = torch.compile(optimizer.step)
-    return optimizer
+    return Stepping(optimizer)
 
 
 def _makers(name: str, device: str) -> dict[str, Make]:
@@ -152,31 +205,25 @@ buffers twice. That is 5 for one buffer, as SGD with momentum has, and this for 
 FLOORS = {f"floor {touched}": touched for touched in sorted({5, *TOUCHED.values()})}
 
 
-def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds: float) -> list[dict[str, Any]]:
-    """Rows of ``optimizer``, ``model``, ``what``, ``threads``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``
-    and ``over_floor``.
+def measure(models: Iterable[str], device: str, seconds: float) -> list[dict[str, Any]]:
+    """Rows of ``optimizer``, ``model``, ``what``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``,
+    ``over_floor`` and ``kept_mib``. On one thread.
 
-    ``what`` is "step" or, with one thread, "training step, batch N". The floor, for steps alone, is the time to copy as
-    many bytes as the update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to
-    leave out.
+    ``what`` is "step" or "training step, batch N". The floor, for steps alone, is the time to copy as many bytes as the
+    update must touch. Steps have gradients of white noise, in which the Wiener filter has nothing to leave out. What is
+    kept from step to step beside the parameters is told of steps alone, too, in MiB.
 
     Args:
         models: names of ``MODELS``.
-        threads: numbers of torch threads to measure with.
         device: "cpu" or "cuda".
-        seconds: how long to measure each model, roughly, for each number of threads and each kind of step.
+        seconds: how long to measure each model, roughly, for each kind of step.
     """
     _keep_freed_memory()
     rows = []
-    cases = [
-        (name, count, batch)
-        for name in models
-        for count in threads
-        for batch in (None, *(TRAINED[device].get(name, ()) if count == 1 else ()))
-    ]
-    for name, count, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
-        with arithmetic.threads(count):
-            times = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
+    cases = [(name, batch) for name in models for batch in (None, *MODELS[name].trained.get(device, ()))]
+    for name, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
+        with arithmetic.threads(1):
+            times, kept = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
         medians = {label: statistics.median(of_it) for label, of_it in times.items()}
         for label in [label for label in medians if label not in FLOORS]:
             floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
@@ -185,12 +232,12 @@ def measure(models: Iterable[str], threads: Iterable[int], device: str, seconds:
                     "optimizer": label,
                     "model": name,
                     "what": f"training step, batch {batch}" if batch else "step",
-                    "threads": count,
                     "device": device,
                     "median_ms": 1000 * medians[label],
                     "over_sgd": medians[label] / medians["SGD"],
                     "over_adamw": medians[label] / medians["AdamW"],
                     "over_floor": medians[label] / floor if floor else None,
+                    "kept_mib": kept[label] / 2**20 if label in kept else None,
                 }
             )
     return rows
@@ -223,78 +270,79 @@ def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     return content["provenance"], pd.DataFrame(content["rows"])
 
 
-def comparison(frame: pd.DataFrame, what: str, column: str, threads: int = 1) -> Table:
+def comparison(frame: pd.DataFrame, what: str, column: str) -> Table:
     """A column of measurements, a row per optimizer and a column per network or, of training steps, batch size.
 
     Args:
         frame: rows of :func:`measure`.
         what: with what these begin, "step" or "training step".
-        column: "over_sgd", "over_adamw", "over_floor" or "median_ms".
-        threads: of those with so many threads.
+        column: "over_sgd", "over_adamw", "over_floor", "median_ms" or "kept_mib".
     """
-    chosen = frame[
-        frame.what.str.startswith(what) & (frame.threads == threads) & frame.optimizer.isin(list(OPTIMIZERS))
-    ]
+    known = [*OPTIMIZERS, *MUON]
+    chosen = frame[frame.what.str.startswith(what) & frame.optimizer.isin(known)]
     network = chosen.model + chosen.what.str.removeprefix(what)
     pivot = chosen.assign(network=network).pivot(index="optimizer", columns="network", values=column)
-    measured = [label for label in OPTIMIZERS if label in pivot.index]
+    measured = [label for label in known if label in pivot.index]
     pivot = pivot.loc[measured, list(dict.fromkeys(network))]
     name = "-".join([*what.split(), column, *sorted(set(frame.device) - {"cpu"})])
     return Table(pivot.rename_axis(columns=None).reset_index(), name)
 
 
-def figure_of(
-    frame: pd.DataFrame, optimizer: str, model: str, column: str, what: str = "step", threads: int = 1
-) -> float:
+def figure_of(frame: pd.DataFrame, optimizer: str, model: str, column: str, what: str = "step") -> float:
     """One figure of the measurements; NaN where it was not measured."""
-    row = frame[
-        (frame.optimizer == optimizer) & (frame.model == model) & (frame.what == what) & (frame.threads == threads)
-    ]
+    row = frame[(frame.optimizer == optimizer) & (frame.model == model) & (frame.what == what)]
     return float(row[column].iloc[0]) if len(row) else math.nan
 
 
 def with_gradients(name: str, device: str) -> tuple[nn.Module, Tensor]:
-    """One of ``MODELS``, its gradients white noise of one seed, and a batch of one image that it takes."""
-    make_model, shape = MODELS[name]
-    model, generator = make_model().to(device), torch.Generator(device).manual_seed(0)
+    """One of ``MODELS``, its gradients white noise of one seed, and a batch of one that it takes."""
+    model, generator = MODELS[name].make().to(device), torch.Generator(device).manual_seed(0)
     for p in model.parameters():
         p.grad = torch.randn(p.shape, generator=generator, device=device)
-    return model, torch.zeros(1, *shape, device=device)
+    return model, MODELS[name].batch(1).to(device)
 
 
-def _steps(name: str, device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds per step of each optimizer with the same gradients, and of copying what must be touched."""
+def _steps(name: str, device: str, seconds: float) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds per step of each optimizer with the same gradients, and of copying what must be touched; bytes kept."""
     steps: dict[str, Callable[[], Any]] = {}
+    made: dict[str, Stepping] = {}
     model, sample = with_gradients(name, device)
     for label, make in _makers(name, device).items():
         copied = copy.deepcopy(model)
         for p, original in zip(copied.parameters(), model.parameters(), strict=True):
             p.grad = original.grad  # ten copies of large gradients would fill the memory
-        steps[label] = make(copied, sample).step
+        made[label] = make(copied, sample)
+        steps[label] = made[label].optimizer.step
     size = sum(p.numel() for p in model.parameters())
     source = torch.zeros(size * max(FLOORS.values()) // 2, device=device)
     target = torch.empty_like(source)
     for label, touched in FLOORS.items():
         copied_numbers = size * touched // 2  # a copy reads and writes
         steps[label] = partial(target[:copied_numbers].copy_, source[:copied_numbers])
-    return _interleaved(steps, device, seconds, rounds=1, in_a_row=BLOCK)
+    times = _interleaved(steps, device, seconds, rounds=1, in_a_row=BLOCK)
+    return times, {label: stepping.kept() for label, stepping in made.items()}
 
 
-def _training_steps(name: str, batch: int, device: str, seconds: float) -> dict[str, list[float]]:
-    """Seconds per training step, forward pass to update, with each optimizer."""
-    make_model, shape = MODELS[name]
-    model = make_model().to(device)
-    x, y = torch.randn(batch, *shape, device=device), torch.randint(10, (batch,), device=device)
+def _training_steps(
+    name: str, batch: int, device: str, seconds: float
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds per training step, forward pass to update, with each optimizer; of what is kept nothing is told."""
+    model = MODELS[name].make().to(device)
+    x = MODELS[name].batch(batch).to(device)
+    with torch.no_grad():
+        outputs = model(x)
+    y = torch.randint(outputs.shape[-1], outputs.shape[:-1], device=device)
+    makers = OPTIMIZERS | (MUON if name in WITH_MUON else {})
     steps = {}
-    for label in LARGE.get(name, OPTIMIZERS) if device == "cpu" else OPTIMIZERS:
-        copied, make = copy.deepcopy(model), OPTIMIZERS[label]
-        steps[label] = partial(_train, copied, make(copied, x[:1]), x, y)
-    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS, in_a_row=4)
+    for label in LARGE.get(name, makers) if device == "cpu" else makers:
+        copied = copy.deepcopy(model)
+        steps[label] = partial(_train, copied, makers[label](copied, x[:1]).optimizer, x, y)
+    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS, in_a_row=4), {}
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
     optimizer.zero_grad()
-    F.cross_entropy(model(x), y).backward()
+    F.cross_entropy(model(x).flatten(0, -2), y.flatten()).backward()
     optimizer.step()
 
 

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from convopt.lab.correctness import difference
+from convopt.lab.correctness import Pair, compare, difference
 from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, TASKS, label
+from convopt.lab.experiments.tuned_filters import COMPARED, RAW, arm_label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
 from convopt.lab.stats import CrossedComparison, Interval
@@ -68,6 +69,26 @@ def filters(results: Results) -> dict[Cell, CrossedComparison]:
         for base in BASES
         for which in ATTACHED
     )
+
+
+def tuned_filters(results: Results) -> dict[tuple[str, str], Pair]:
+    """Filters and raw gradients, each with a cosine of its own: by the gradient, and by the task and the optimizer."""
+    arms = {arm.label for arm in results.experiment.arms}
+    pairs = {
+        (gradient, label(task, base)): Pair(
+            f"{label(task, base)}: does it help?", arm_label(task, base, gradient), arm_label(task, base, RAW)
+        )
+        for task, of_task in COMPARED.items()
+        for base, gradient in of_task
+        if gradient != RAW
+    }
+    return {place: pair for place, pair in pairs.items() if {pair.treatment, pair.control} <= arms}
+
+
+def gains_of_tuned(results: Results) -> dict[tuple[str, str], Interval]:
+    """What each of :func:`tuned_filters` adds to the raw gradient, in points."""
+    compared = {place: compare(results, pair) for place, pair in tuned_filters(results).items()}
+    return {place: comparison.interval for place, comparison in compared.items() if comparison is not None}
 
 
 def _compared(arms: Iterable[tuple[Cell, list[Record], list[Record]]]) -> dict[Cell, CrossedComparison]:

@@ -267,7 +267,6 @@ def measure_costs(options: argparse.Namespace) -> int:
     import torch
 
     from convopt.lab import bench
-    from convopt.lab.cluster import available_cores
     from convopt.lab.folders import require_writable
 
     if options.publish and options.quick:
@@ -277,12 +276,8 @@ def measure_costs(options: argparse.Namespace) -> int:
     published = workspace.project_folder() / workspace.COSTS[options.device] if options.publish else None
     if published:
         require_writable("the folder of the published measurement", published.parent)
-    if options.quick:
-        rows = bench.measure(["SimpleNet"], [1], options.device, seconds=4)
-    elif options.device == "cuda":
-        rows = bench.measure(bench.MODELS, [1], "cuda", seconds=4)
-    else:
-        rows = bench.measure(bench.MODELS, sorted({1, available_cores()}), "cpu", seconds=10)
+    models = ["SimpleNet"] if options.quick else bench.MODELS
+    rows = bench.measure(models, options.device, seconds=10 if options.device == "cpu" and not options.quick else 4)
     if published:
         bench.publish(rows, published)
     # What was not measured is left empty: whole training steps have no floor.

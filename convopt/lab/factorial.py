@@ -12,6 +12,7 @@ from convopt.lab.experiments.factorial import (
     CELLS,
     COMPARED_WITH,
     CONDITIONS,
+    DEFAULT,
     ELSEWHERE,
     GRADIENTS,
     INPUTS,
@@ -53,6 +54,7 @@ def _questions(base: str) -> Iterator[Pair]:
         ("Wiener filter", "cosine"),
         ("fixed kernel", "cosine"),
     )
+    yield pair(f"{base}, cosine: does the package's filter help?", (DEFAULT, "cosine"), ("raw gradient", "cosine"))
     yield pair(
         f"{base}, raw gradient: does annealing help a constant rate?",
         ("raw gradient", "SNRAnnealing"),

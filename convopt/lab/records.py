@@ -17,9 +17,12 @@ import pandas as pd
 
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
-from convopt.lab.predictions import MARK, References, as_differences, from_differences, references
+from convopt.lab.predictions import References, from_bytes, references, to_bytes
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
+
+SECONDS = ("seconds_training", "seconds_evaluation")
+"""Curves that tell of time."""
 
 CURVES = (
     "train_loss",
@@ -39,8 +42,7 @@ CURVES = (
     "average_in_place",
     "fgsm_accuracy",
     "pgd_accuracy",
-    "seconds_training",
-    "seconds_evaluation",
+    *SECONDS,
 )
 """What is recorded per epoch: losses, the measures of the task (see ``tasks.TASKS``), the mean gradient norm, seconds.
 
@@ -51,6 +53,12 @@ as noisy as the training's; of annealed runs, the agreement of gradients and the
 ``SNRAnnealing``); of runs with averaged weights, whether these are what is evaluated (see ``WeightAveraging``); of runs
 with an adversary, the test accuracy against either.
 """
+
+DIGITS_OF_SECONDS = 3
+"""No more can be measured on a machine that does other things, too."""
+
+DIGITS_OF_KERNELS = 9
+"""They tell any two numbers in float32 apart."""
 
 
 class RecordsError(RuntimeError):
@@ -248,11 +256,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_table(records: Iterable[Record], path: Path) -> None:
     """One Parquet table, a row per record: scalars as columns, curves as lists, what is nested as JSON.
 
-    Kernels are kept to nine digits: they are in float32. Predictions are kept as differences.
+    Kernels, seconds and predictions are rounded as in new records.
     """
     rows = []
     ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
-    first = references((record.run.dataset, record.predictions) for record in ordered)
+    first: References = {}
     for record in ordered:
         data = record.to_json()
         rows.append(
@@ -260,24 +268,36 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 "id": data["id"],
                 "status": record.status,
                 "optimizer": record.run.optimizer.name,
+                "dataset": record.run.dataset,
                 "seed": record.run.seed,
                 "confirmation_accuracy": record.confirmation_accuracy,
-                **{name: record.curves.get(name) for name in CURVES},
+                **{name: _kept(name, record.curves[name]) if name in record.curves else None for name in CURVES},
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
-                "kernels": json.dumps(nine_digits(data["kernels"]), separators=(",", ":")),
-                "predictions": json.dumps(as_differences(record.run.dataset, record.predictions, first)),
+                "kernels": json.dumps(with_digits(data["kernels"], DIGITS_OF_KERNELS), separators=(",", ":")),
+                **dict.fromkeys(_PREDICTIONS.values()),
+                **{
+                    _PREDICTIONS[split]: content
+                    for split, content in to_bytes(record.run.dataset, record.predictions, first).items()
+                },
             }
         )
-    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=15))
+    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=19))
 
 
-def nine_digits(nested: Any) -> Any:
-    """Lists and dicts as they are, the numbers in them rounded to what tells any two in float32 apart."""
+_PREDICTIONS = {split: f"{split}_predictions" for split in ("test", "confirmation")}
+
+
+def _kept(name: str, curve: list[float]) -> list[float]:
+    return with_digits(curve, DIGITS_OF_SECONDS) if name in SECONDS else curve
+
+
+def with_digits(nested: Any, digits: int) -> Any:
+    """Lists and dicts as they are, the numbers in them rounded to so many significant digits."""
     if isinstance(nested, dict):
-        return {name: nine_digits(value) for name, value in nested.items()}
+        return {name: with_digits(value, digits) for name, value in nested.items()}
     if isinstance(nested, list):
-        return list(map(nine_digits, nested))
-    return float(f"{nested:.9g}")
+        return [with_digits(value, digits) for value in nested]
+    return float(f"{nested:.{digits}g}")
 
 
 class Table:
@@ -290,13 +310,8 @@ class Table:
     def __init__(self, path: Path):
         self._path = path
         with self._damage_told():
-            rows = pd.read_parquet(path).to_dict("records")
-            self._rows = {row["id"]: {**row, "predictions": json.loads(row.get("predictions") or "{}")} for row in rows}
-            self._references = references(
-                (json.loads(row["run"])["dataset"], row["predictions"])
-                for row in self._rows.values()
-                if any(not text.startswith(MARK) for text in row["predictions"].values())
-            )
+            self._rows = {row["id"]: row for row in pd.read_parquet(path).to_dict("records")}
+            self._references = references((row["dataset"], _predictions_of(row)) for row in self._rows.values())
         self._parsed: dict[str, Record] = {}
 
     def load(self, run: Run) -> Record | None:
@@ -332,6 +347,10 @@ def read_table(path: Path) -> list[Record]:
     return Table(path).records()
 
 
+def _predictions_of(row: dict[str, Any]) -> dict[str, bytes]:
+    return {split: row[column] for split, column in _PREDICTIONS.items() if row[column] is not None}
+
+
 def _from_row(row: dict[str, Any], first: References) -> Record:
     confirmation = row["confirmation_accuracy"]
     parsed = {name: json.loads(row[name]) for name in ("run", "kernels", "provenance")}
@@ -342,7 +361,7 @@ def _from_row(row: dict[str, Any], first: References) -> Record:
             "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
             "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
             **parsed,
-            "predictions": from_differences(parsed["run"]["dataset"], row["predictions"], first),
+            "predictions": from_bytes(row["dataset"], _predictions_of(row), first),
         }
     )
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from convopt.lab import arithmetic, data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
-from convopt.lab.predictions import pack
-from convopt.lab.records import Record, nine_digits
+from convopt.lab.predictions import pack, rounded
+from convopt.lab.records import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, Record, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import TASKS, outputs_of
 from convopt.lab.trainer import Trainer, noisy_targets
@@ -66,8 +66,8 @@ def train_by_epoch(run: Run) -> Iterator[Record]:
             "gradient_norm": outcome[1],
             **judged,
             **trainer.curves(),
-            "seconds_training": trained - start,
-            "seconds_evaluation": time.perf_counter() - trained,
+            "seconds_training": with_digits(trained - start, DIGITS_OF_SECONDS),
+            "seconds_evaluation": with_digits(time.perf_counter() - trained, DIGITS_OF_SECONDS),
         }
         record = replace(
             record,
@@ -94,12 +94,12 @@ def _judged(trainer: Trainer, model: nn.Module, wrong: data.Split) -> dict[str, 
 def _at_the_end(trainer: Trainer, model: nn.Module, test_outputs: Tensor, test: data.Split) -> dict[str, Any]:
     """What is looked at once: each prediction, and the measure on the confirmation inputs, where there are such."""
     dataset, task = trainer.dataset, TASKS[trainer.dataset.task]
-    predictions = {"test": pack(task.predictions(test_outputs, test.y, dataset.target_scale))}
+    predictions = {"test": pack(rounded(task.predictions(test_outputs, test.y, dataset.target_scale)))}
     confirmation = dataset.confirmation
     if confirmation is None:
         return {"predictions": predictions}
     outputs = outputs_of(model, confirmation.x)
-    predictions["confirmation"] = pack(task.predictions(outputs, confirmation.y, dataset.target_scale))
+    predictions["confirmation"] = pack(rounded(task.predictions(outputs, confirmation.y, dataset.target_scale)))
     measured = measures_of(outputs, confirmation, dataset)[task.measure.name]
     return {"predictions": predictions, "confirmation_accuracy": measured}
 
@@ -138,4 +138,4 @@ def measures_of(outputs: Tensor, split: data.Split, dataset: data.Dataset) -> di
 
 
 def _snapshot(trainer: Trainer) -> dict[str, list]:
-    return nine_digits({name: kernel.tolist() for name, kernel in trainer.kernels().items()})
+    return with_digits({name: kernel.tolist() for name, kernel in trainer.kernels().items()}, DIGITS_OF_KERNELS)

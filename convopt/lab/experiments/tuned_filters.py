@@ -17,16 +17,17 @@ from convopt.lab.experiments.beyond_mnist import (
 )
 from convopt.lab.experiments.cells import FIRST_SEED, Cell, Tuning
 
-GRADIENTS = ("raw gradient", "fixed kernel", factorial.DEFAULT)
+RAW = "raw gradient"
+GRADIENTS = (RAW, "fixed kernel", factorial.DEFAULT)
 """What the optimizer gets: names of the factorial."""
 
-_ALL = tuple(itertools.product(("SGD", "AdamW", "Muon"), GRADIENTS))
-TUNED = {
+_ALL = tuple(itertools.product(("SGD", "AdamW", "Muon"), (*GRADIENTS, "Wiener filter")))
+COMPARED = {
     MNIST: _ALL,
     FASHION: _ALL,
     CIFAR_PERCEPTRON: tuple(itertools.product(("Muon",), GRADIENTS)),
     # without the fixed kernel: it smooths the first layer alone, whose kernels are too small
-    CIFAR_CONVNET: (("Muon", "raw gradient"), ("Muon", factorial.DEFAULT)),
+    CIFAR_CONVNET: (("Muon", RAW), ("Muon", factorial.DEFAULT)),
     DIGITS: tuple(itertools.product(("SGD",), GRADIENTS)),
 }
 """Optimizers and gradients that are compared, by task. The factorial has tuned those on MNIST."""
@@ -43,7 +44,7 @@ def _cell(task: str, base: str, gradient: str) -> Cell:
     return factorial.combination(arm_label(task, base, gradient), base, gradient, "cosine", setting, horizons)
 
 
-_CELLS = [_cell(task, *pair) for task, pairs in TUNED.items() if task != MNIST for pair in pairs]
+_CELLS = [_cell(task, *pair) for task, pairs in COMPARED.items() if task != MNIST for pair in pairs]
 _TUNING = Tuning(f"{PAGE}-tuned", {cell.label: cell for cell in _CELLS})
 
 SEARCHES = _TUNING.searches()
@@ -59,7 +60,7 @@ def _arm(task: str, base: str, gradient: str) -> Arm | None:
 
 def on(tasks: Iterable[str]) -> Experiment:
     """The comparison on those of the tasks with these names that it has."""
-    arms = (_arm(task, *pair) for task in tasks for pair in TUNED.get(task, ()))
+    arms = (_arm(task, *pair) for task in tasks for pair in COMPARED.get(task, ()))
     return Experiment(
         name=_TUNING.name,
         title="Some tasks: a cosine on raw and smoothed gradients, each with its own rate and epochs",

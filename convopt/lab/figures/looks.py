@@ -97,6 +97,7 @@ METHODS = {
     "WienerSGD, another seed's factor": Look("blue", "v"),
     "WienerSGD, 3x3 kernels too": Look("blue", "D"),
     "AdamW + WienerFilter, cosine": Look("blue", "s"),
+    "WienerFilter's default": Look("blue", "P"),
     "ConvolutionalSGDv2 (gaussian)": Look("brown", "P"),
     "SGD, cosine": Look("brown", "o"),
     "Adam, cosine, tuned": Look("brown", "s"),
