@@ -1,4 +1,4 @@
-"""The theme's scripts tell the console of every page what they do; readers who look there look for faults."""
+"""The theme's scripts tell the browser's console what they do. Whoever looks there looks for faults."""
 
 import re
 from pathlib import Path
@@ -11,11 +11,11 @@ _TOLD = re.compile(r"\bconsole\.(log|info|debug)\(")
 def silence(app: Sphinx, exception: Exception | None) -> None:
     """Warnings and errors stay. The arguments are evaluated as before, and dropped."""
     if exception is None:
-        for script in Path(app.outdir, "_static").rglob("*.js"):
-            text = script.read_text(encoding="utf-8")
+        for path in [*Path(app.outdir, "_static").rglob("*.js"), Path(app.outdir, "search.html")]:
+            text = path.read_text(encoding="utf-8")
             silent = _TOLD.sub("void(", text)
             if silent != text:
-                script.write_text(silent, encoding="utf-8")
+                path.write_text(silent, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
