@@ -5,6 +5,7 @@ import ctypes
 import inspect
 import json
 import math
+import random
 import shutil
 import statistics
 import sys
@@ -349,7 +350,8 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 def _interleaved(
     steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int, in_a_row: int
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row`` before another's turn.
+    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row`` before another's turn, in random
+    order.
 
     For about so many seconds, but so many rounds at least. Before that each function is called a few times: what
     happens every fourth or fifth step has its first time, too.
@@ -358,11 +360,13 @@ def _interleaved(
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
+    order = random.Random(0)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["SGD"]) < rounds:
         spent = dict.fromkeys(steps, 0.0)
         for _ in range(BLOCK // in_a_row):
-            for label, step in steps.items():
+            # What leaves the caches empty would always strike the same one otherwise.
+            for label, step in order.sample(list(steps.items()), len(steps)):
                 if device == "cuda":
                     torch.cuda.synchronize()
                 start = time.perf_counter()
