@@ -350,8 +350,7 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 def _interleaved(
     steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int, in_a_row: int
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row`` before another's turn, in random
-    order.
+    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row``, then others in random order.
 
     For about so many seconds, but so many rounds at least. Before that each function is called a few times: what
     happens every fourth or fifth step has its first time, too.
