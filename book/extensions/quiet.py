@@ -11,7 +11,7 @@ _TOLD = re.compile(r"\bconsole\.(log|info|debug)\(")
 def silence(app: Sphinx, exception: Exception | None) -> None:
     """Warnings and errors stay. The arguments are evaluated as before, and dropped."""
     if exception is None:
-        for path in [*Path(app.outdir, "_static").rglob("*.js"), Path(app.outdir, "search.html")]:
+        for path in [*Path(app.outdir, "_static").rglob("*.js"), *Path(app.outdir).glob("search.html")]:
             text = path.read_text(encoding="utf-8")
             silent = _TOLD.sub("void(", text)
             if silent != text:
