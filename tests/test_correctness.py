@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convopt.lab import correctness, data, experiments, stats, training
@@ -159,6 +159,7 @@ def test_predictions_of_many_runs_come_back_from_a_table_s_bytes(runs):
 
 
 @given(st.lists(st.floats(width=32, allow_subnormal=False)).map(np.float32))
+@example(np.float32([np.finfo(np.float32).max, np.nan, np.inf]))
 def test_rounding_keeps_numbers_to_a_ten_thousandth_and_what_is_no_number(values):
     np.testing.assert_allclose(rounded(values), values, rtol=1.3e-4)
     np.testing.assert_array_equal(rounded(rounded(values)), rounded(values))

@@ -40,7 +40,8 @@ def rounded(values: np.ndarray) -> np.ndarray:
     dropped = 23 - _MANTISSA
     half, kept = np.uint32(1 << (dropped - 1)), np.uint32((0xFFFFFFFF << dropped) & 0xFFFFFFFF)
     shorter = ((values.view(np.uint32) + half) & kept).view(np.float32)
-    return np.where(np.isfinite(values), shorter, values)
+    # rounding up the largest numbers would make them infinite
+    return np.where(np.isfinite(values) & np.isfinite(shorter), shorter, values)
 
 
 def to_bytes(dataset: str, run: Packed, first: References) -> dict[str, bytes]:
