@@ -51,33 +51,36 @@ def train(optimizer, params, grads) -> None:
         optimizer.step()
 
 
-def reference_factors(grads, onset, power, warmup, ema) -> list[float]:
+def reference_factors(grads, onset, power, warmup, ema, every) -> list[float]:
     """The factor of each step, by the formulas, in double precision."""
     product = total = square = peak = 0.0
-    count, factors, previous = 0, [], None
-    for step_grads in grads:
+    steps, share, factors, previous = 0, 1.0, [], None
+    memory = ema**every
+    for step, step_grads in enumerate(grads):
         vector = torch.cat([grad.flatten() for grad in step_grads]).double()
-        if previous is not None:
-            count += 1
-            beta = min(ema, 1 - 1 / count)
+        if step and step % every == 0:
+            ready = steps >= warmup
+            steps += every
+            beta = min(memory, 1 - every / steps)
             product = beta * product + (1 - beta) * (vector @ previous).item()
             total = beta * total + (1 - beta) * (vector @ vector).item()
             square = beta * square + (1 - beta) * (vector @ previous).item() ** 2
             rho = product / total
-            peak = max(peak, rho) if count > warmup else peak
-            error = math.sqrt(square / min(count, (1 + ema) / (1 - ema))) / total
-        share = rho / (onset * max(peak, 3 * error)) if count > warmup else 1.0
+            peak = max(peak, rho) if ready else peak
+            error = math.sqrt(square / min(steps / every, (1 + memory) / (1 - memory))) / total
+            share = rho / (onset * max(peak, 3 * error)) if steps > warmup else 1.0
         factors.append(min(1, max(share, 1e-3)) ** power)
         previous = vector
     return factors
 
 
+@pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize(("onset", "power"), [(1.0, 0.0), (1.0, 0.5), (1.0, 1.0), (0.5, 2.0), (0.7, 1.0)])
-def test_the_factor_follows_the_formulas_and_scales_the_same_step(onset, power):
+def test_the_factor_follows_the_formulas_and_scales_the_same_step(onset, power, every):
     params, grads = new_params(), gradients(120)
     optimizer = torch.optim.SGD(params, lr=0.1)
-    annealing = SNRAnnealing(optimizer, onset=onset, power=power, warmup=20, ema=0.95)
-    expected = reference_factors(grads, onset, power, 20, 0.95)
+    annealing = SNRAnnealing(optimizer, onset=onset, power=power, warmup=20, ema=0.95, every=every)
+    expected = reference_factors(grads, onset, power, 20, 0.95, every)
     assert power == 0 or min(expected) < 0.8
     for step_grads, factor in zip(grads, expected, strict=True):
         before = [p.detach().clone() for p in params]
@@ -230,7 +233,7 @@ def test_a_closure_is_measured_and_one_that_raises_leaves_the_rate_to_the_next_s
 def test_a_step_that_grad_scaler_skips_is_not_seen():
     params = new_params()
     optimizer = torch.optim.SGD(params, lr=0.1)
-    annealing = SNRAnnealing(optimizer, warmup=0, ema=0.5)
+    annealing = SNRAnnealing(optimizer, warmup=0, ema=0.5, every=1)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     generator = torch.Generator().manual_seed(0)
     rhos = []

@@ -33,8 +33,8 @@ from convopt import (
 )
 
 
-def anneal(optimizer: torch.optim.Optimizer) -> SNRAnnealing:
-    return SNRAnnealing(optimizer, warmup=5, ema=0.9)
+def anneal(optimizer: torch.optim.Optimizer, every: int = 1) -> SNRAnnealing:
+    return SNRAnnealing(optimizer, warmup=5, ema=0.9, every=every)
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:
@@ -212,22 +212,20 @@ BASES = {
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("every", [1, 4])
 def test_the_wiener_optimizers_are_filter_and_annealing_around_torchs(name, every):
-    """The annealing of one that compares seldom is another: then they are the filter alone."""
     cls, make_base = BASES[name]
     ours, theirs, grads = new_params(), new_params(), gradients(60)
-    annealed = every == 1
     optimizer = cls(
-        groups_of(ours), lr=0.01, weight_decay=0.01, every=every, snr_annealing=annealed, warmup=5, annealing_ema=0.9
+        groups_of(ours), lr=0.01, weight_decay=0.01, every=every, snr_annealing=True, warmup=5, annealing_ema=0.9
     )
     base = make_base(groups_of(theirs))
-    annealing = anneal(base) if annealed else None
+    annealing = anneal(base, every)
     attached = WienerFilter(base, every=every)
     fading = [[grad if step < 30 else torch.randn_like(grad) for grad in of_step] for step, of_step in enumerate(grads)]
     train(Subject(optimizer), ours, fading)
     train(Subject(base, attached), theirs, fading)
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
-    assert annealing is None or 0 < annealing.factor() < 1
+    assert 0 < annealing.factor() < 1
     for name, learnt in optimizer.snr().parameters.items():
         torch.testing.assert_close(attached.coherence()[name].gain, learnt.gain)
 

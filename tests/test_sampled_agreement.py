@@ -79,7 +79,7 @@ def test_a_small_network_is_compared_as_a_whole():
     assert outcomes[0] == outcomes[3] != outcomes[1]
 
 
-@pytest.mark.parametrize("every", [None, 1, 3])
+@pytest.mark.parametrize("every", [1, 3, 4])
 @pytest.mark.parametrize("duplicate", ["checkpoint", "pickle", "deepcopy"])
 def test_training_goes_on_bit_for_bit(every, duplicate):
     grads = gradients(80)
@@ -207,7 +207,7 @@ def is_tensor(each) -> bool:
 def test_over_a_thousand_steps_of_training_it_is_within_two_percent_of_the_agreement_of_everything():
     model = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10))
     adamw = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    exact = SNRAnnealing(adamw, sample=None, power=0.0)
+    exact = SNRAnnealing(adamw, sample=None, power=0.0, every=1)
     beside = torch.optim.SGD(model.parameters(), lr=1e-30)  # changes no parameter
     sampled = SNRAnnealing(beside, every=1)
     assert "sample" in sampled.state_dict()

@@ -7,7 +7,7 @@ without bias, at a cost that does not grow with the network.
 import math
 import operator
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,18 +27,9 @@ BLOCK = 16
 LEAST = 4
 """How many times the sample a network must be for a sample to pay: to pick lines takes longer than to read on."""
 
-EVERY = 4
-"""A sample is compared at every so many steps, if nothing else is asked for."""
-
 
 class Compared(ABC):
-    """What is kept of gradients to compare later ones with.
-
-    Attributes:
-        every: steps from one comparison to the next, if nothing else is asked for.
-    """
-
-    every: ClassVar[int]
+    """What is kept of gradients to compare later ones with."""
 
     @abstractmethod
     def look(self, gradients: Gradients) -> Any:
@@ -71,8 +62,6 @@ class Compared(ABC):
 
 class Whole(Compared):
     """Keeps all gradients."""
-
-    every = 1
 
     def __init__(self) -> None:
         self._previous: Gradients = {}
@@ -192,8 +181,6 @@ class Sampled(Compared):
         size: how many coordinates to draw, at most.
         seed: of the draw; on every rank and after every restart the same.
     """
-
-    every = EVERY
 
     def __init__(self, params: list[Tensor], size: int, seed: int = 0):
         self._pieces: list[Piece] = []

@@ -63,8 +63,7 @@ class SNRAnnealing(Stage):
             the host must know the factor, and on an accelerator reading it waits for the device. Learning rates that
             are tensors are scaled on the device and need no reading.
         sample: how many of a large network's coordinates are compared; None for all of any network.
-        every: gradients are compared at every so many steps; the averages' memory in steps stays the same. None for
-            every step where all coordinates are compared, and every fourth where a sample is.
+        every: consecutive gradients are compared at every so many steps; the averages' memory in steps stays the same.
 
     Raises:
         TypeError: ``optimizer`` is not a torch optimizer; it is a wrapper without step hooks around something unknown;
@@ -87,18 +86,18 @@ class SNRAnnealing(Stage):
         ema: float = 0.999,
         read_every: int = 1,
         sample: int | None = 2**18,
-        every: int | None = None,
+        every: int = 4,
     ):
         check_share("onset", onset)
         check_number("power", power, at_least=0)
         check_number("ema", ema, at_least=0, below=1)
         check_integer("warmup", warmup, at_least=0)
         check_integer("read_every", read_every, at_least=1)
-        for name, value in (("sample", sample), ("every", every)):
-            if value is not None:
-                check_integer(name, value, at_least=1)
-        self._annealer = Annealer(new_agreement(), onset, power, warmup, ema)
-        self._read_every, self._sample, self._every = read_every, sample, every
+        check_integer("every", every, at_least=1)
+        if sample is not None:
+            check_integer("sample", sample, at_least=1)
+        self._annealer = Annealer(new_agreement(), onset, power, warmup, ema, every)
+        self._read_every, self._sample = read_every, sample
         self._compared: Compared = Whole()
         self._of = self._count = self._unread = 0
         self._host_factor = 1.0
@@ -200,7 +199,6 @@ class SNRAnnealing(Stage):
             new = compared(params, self._sample)
             if isinstance(new, Sampled) or isinstance(self._compared, Sampled) or not self._of:
                 self._compared, self._count = new, 0
-                self._annealer = self._annealer._replace(every=self._every or new.every)
             self._of = len(params)
         return self._compared
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -155,8 +156,11 @@ def _curves(attached: dict[str, SNRAnnealing]) -> dict[str, float]:
     return {"rho": annealing.rho(), "annealing_factor": annealing.factor()}
 
 
-ANNEALINGS["SNRAnnealing"] = Wrapper(to_each(SNRAnnealing), _curves)
-ANNEALINGS["SNRAnnealing per layer"] = Wrapper(to_each(SNRAnnealing), _curves, by_layer)
+studied_annealing = partial(SNRAnnealing, every=1)
+"""As it was when the study's records got their names: gradients are compared at every step."""
+
+ANNEALINGS["SNRAnnealing"] = Wrapper(to_each(studied_annealing), _curves)
+ANNEALINGS["SNRAnnealing per layer"] = Wrapper(to_each(studied_annealing), _curves, by_layer)
 
 
 def filter_on_grids(optimizers: Optimizers, setup: Setup, **options: Any) -> dict[str, WienerFilter]:
