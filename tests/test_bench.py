@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from convopt import ConvolutionalSGD
-from convopt.lab import bench
+from convopt.lab import bench, timings
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,48 @@ def test_a_figure_that_was_not_measured_is_not_a_number(rows):
 
 
 def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_path):
-    bench.publish(rows, tmp_path / "costs.json")
-    made, frame = bench.read(tmp_path / "costs.json")
+    timings.publish(rows, tmp_path / "costs.json")
+    made, frame = timings.read(tmp_path / "costs.json")
     pd.testing.assert_frame_equal(frame, pd.DataFrame(rows))
     assert made.keys() >= {"date", "processor", "torch", "commit"}
+
+
+def test_a_measurement_that_was_interrupted_goes_on_where_it_was(rows, tmp_path, monkeypatch):
+    store, asked = tmp_path / "costs.json", []
+
+    def measured(name, batch, *_):
+        asked.append(batch)
+        if asked == [None, 8, 64]:
+            raise KeyboardInterrupt
+        return [row for row in rows if row["what"] == bench._what(batch)]
+
+    monkeypatch.setattr(bench, "_measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store)
+    assert asked == [None, 8, 64]
+    assert bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store) == rows
+    assert asked == [None, 8, 64, 64]
+    assert timings.rows_of(store, "cpu") == rows
+
+
+def test_measurements_of_another_version_are_not_gone_on_with(rows, tmp_path):
+    store = tmp_path / "costs.json"
+    timings.publish(rows, store)
+    content = json.loads(store.read_text())
+    content["provenance"]["torch"] = "1.0"
+    store.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"was measured with torch 1\.0, and this is .*: name another file"):
+        bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store)
+    assert json.loads(store.read_text()) == content
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": []}'])
+def test_a_store_that_holds_something_else_is_refused_and_left_alone(content, tmp_path):
+    store = tmp_path / "notes.json"
+    store.write_text(content)
+    with pytest.raises(ValueError, match=r"--store must be a file of measurements, or none yet, got .*notes\.json"):
+        bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store)
+    assert store.read_text() == content
 
 
 @pytest.mark.slow

@@ -16,7 +16,18 @@ import yaml
 from conftest import ROOT
 
 from convopt import cli
-from convopt.lab import bench, beyond, correctness, experiments, factorial, finding, report, valley, workspace
+from convopt.lab import (
+    bench,
+    beyond,
+    correctness,
+    experiments,
+    factorial,
+    finding,
+    report,
+    timings,
+    valley,
+    workspace,
+)
 from convopt.lab.experiments import beyond_mnist
 from convopt.lab.figures import looks
 from convopt.lab.study import Results
@@ -211,12 +222,12 @@ def test_the_readme_names_the_method_of_others_that_is_certainly_better():
 
 
 def test_the_readme_quotes_costs_as_they_were_measured():
-    _, costs = bench.read(ROOT / "book" / "records" / "costs.json")
+    _, costs = timings.read(ROOT / "book" / "records" / "costs.json")
     small, large = (
         bench.figure_of(costs, "WienerSGD", network, "over_sgd", f"training step, batch {size}")
         for network, size in (("SimpleNet", 8), ("ResNet-18", 32))
     )
-    _, on_gpu = bench.read(ROOT / "book" / "records" / "costs-cuda.json")
+    _, on_gpu = timings.read(ROOT / "book" / "records" / "costs-cuda.json")
     there = bench.figure_of(on_gpu, "WienerSGD", "ResNet-18", "over_sgd", "training step, batch 256")
     told = " ".join(README.split())
     averaging = bench.figure_of(costs, "SGD + WeightAveraging", "SimpleNet", "over_sgd", "training step, batch 8")

@@ -3,7 +3,6 @@
 import copy
 import ctypes
 import inspect
-import json
 import math
 import random
 import shutil
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,11 +32,10 @@ from convopt import (
     WienerFilter,
     spatial_param_groups,
 )
-from convopt.lab import arithmetic, provenance
+from convopt.lab import arithmetic, timings
 from convopt.lab.methods import OURS, Setup
 from convopt.lab.methods.baselines import muon
 from convopt.lab.networks import ConvNet, GRULanguageModel, SimpleNet
-from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
 from convopt.lab.vision import torchvision
 
@@ -206,7 +203,7 @@ buffers twice. That is 5 for one buffer, as SGD with momentum has, and this for 
 FLOORS = {f"floor {touched}": touched for touched in sorted({5, *TOUCHED.values()})}
 
 
-def measure(models: Iterable[str], device: str, seconds: float) -> list[dict[str, Any]]:
+def measure(models: Iterable[str], device: str, seconds: float, store: Path | None = None) -> list[dict[str, Any]]:
     """Rows of ``optimizer``, ``model``, ``what``, ``device``, ``median_ms``, ``over_sgd``, ``over_adamw``,
     ``over_floor`` and ``kept_mib``. On one thread.
 
@@ -218,29 +215,48 @@ def measure(models: Iterable[str], device: str, seconds: float) -> list[dict[str
         models: names of ``MODELS``.
         device: "cpu" or "cuda".
         seconds: how long to measure each model, roughly, for each kind of step.
+        store: a file that keeps rows as they come. What it holds already is not measured again.
+
+    Raises:
+        ValueError: the store is no such file, or was measured elsewhere or with other versions.
     """
     _keep_freed_memory()
-    rows = []
+    rows = timings.rows_of(store, device) if store and store.exists() else []
+    known = {(row["model"], row["what"]) for row in rows}
     cases = [(name, batch) for name in models for batch in (None, *MODELS[name].trained.get(device, ()))]
     for name, batch in tqdm(cases, desc="measurements", disable=len(cases) < 2):
-        with arithmetic.threads(1):
-            times, kept = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
-        medians = {label: statistics.median(of_it) for label, of_it in times.items()}
-        for label in [label for label in medians if label not in FLOORS]:
-            floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
-            rows.append(
-                {
-                    "optimizer": label,
-                    "model": name,
-                    "what": f"training step, batch {batch}" if batch else "step",
-                    "device": device,
-                    "median_ms": 1000 * medians[label],
-                    "over_sgd": medians[label] / medians["SGD"],
-                    "over_adamw": medians[label] / medians["AdamW"],
-                    "over_floor": medians[label] / floor if floor else None,
-                    "kept_mib": kept[label] / 2**20 if label in kept else None,
-                }
-            )
+        if (name, _what(batch)) not in known:
+            rows += _measured(name, batch, device, seconds)
+            if store:
+                timings.publish(rows, store)
+    return rows
+
+
+def _what(batch: int | None) -> str:
+    return f"training step, batch {batch}" if batch else "step"
+
+
+def _measured(name: str, batch: int | None, device: str, seconds: float) -> list[dict[str, Any]]:
+    """The rows of one network, of its steps alone or, with a batch, of whole training steps."""
+    with arithmetic.threads(1):
+        times, kept = _training_steps(name, batch, device, seconds) if batch else _steps(name, device, seconds)
+    medians = {label: statistics.median(of_it) for label, of_it in times.items()}
+    rows = []
+    for label in [label for label in medians if label not in FLOORS]:
+        floor = medians.get(f"floor {TOUCHED.get(label, 5)}")
+        rows.append(
+            {
+                "optimizer": label,
+                "model": name,
+                "what": _what(batch),
+                "device": device,
+                "median_ms": 1000 * medians[label],
+                "over_sgd": medians[label] / medians["SGD"],
+                "over_adamw": medians[label] / medians["AdamW"],
+                "over_floor": medians[label] / floor if floor else None,
+                "kept_mib": kept[label] / 2**20 if label in kept else None,
+            }
+        )
     return rows
 
 
@@ -255,20 +271,6 @@ def _keep_freed_memory() -> None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc.mallopt(m_trim_threshold, 2**31 - 1)
         libc.mallopt(m_mmap_threshold, 2**25)
-
-
-def publish(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write measurements to ``path``, with where they come from."""
-    made = provenance.collect("none") | {"date": date.today().isoformat()}
-    if rows[0]["device"] == "cuda":
-        made["accelerator"] = torch.cuda.get_device_name()
-    write_atomically(path, json.dumps({"provenance": made, "rows": rows}, indent=1).encode())
-
-
-def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Provenance and rows of published measurements."""
-    content = json.loads(path.read_text())
-    return content["provenance"], pd.DataFrame(content["rows"])
 
 
 def comparison(frame: pd.DataFrame, what: str, column: str) -> Table:

@@ -266,7 +266,7 @@ def measure_costs(options: argparse.Namespace) -> int:
     import pandas as pd
     import torch
 
-    from convopt.lab import bench
+    from convopt.lab import bench, timings
     from convopt.lab.folders import require_writable
 
     if options.publish and options.quick:
@@ -276,10 +276,13 @@ def measure_costs(options: argparse.Namespace) -> int:
     published = workspace.project_folder() / workspace.COSTS[options.device] if options.publish else None
     if published:
         require_writable("the folder of the published measurement", published.parent)
+    if options.store:
+        require_writable("the folder of --store", options.store.resolve().parent)
     models = ["SimpleNet"] if options.quick else bench.MODELS
-    rows = bench.measure(models, options.device, seconds=10 if options.device == "cpu" and not options.quick else 4)
+    seconds = 10 if options.device == "cpu" and not options.quick else 4
+    rows = bench.measure(models, options.device, seconds, options.store)
     if published:
-        bench.publish(rows, published)
+        timings.publish(rows, published)
     # What was not measured is left empty: whole training steps have no floor.
     frame = pd.DataFrame(rows).dropna(axis=1, how="all").round(2)
     print(json.dumps(rows, indent=1) if options.json else frame.to_string(index=False, na_rep=""))

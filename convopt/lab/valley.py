@@ -41,7 +41,7 @@ SMOOTH, ROUGH = wave(1), wave(WEIGHTS // 2)
 def _annealed(params: list[Tensor]) -> Optimizer:
     """With averages that suit so few steps."""
     optimizer = SGD(params, lr=LR)
-    SNRAnnealing(optimizer, warmup=20, ema=0.98)
+    SNRAnnealing(optimizer, warmup=20, ema=0.98, every=1)
     return optimizer
 
 

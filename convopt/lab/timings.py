@@ -1,0 +1,47 @@
+"""The files in which measurements of ``convopt bench`` are kept, with where they come from."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from convopt.lab import provenance
+from convopt.lab.records import write_atomically
+
+Rows = list[dict[str, Any]]
+
+
+def publish(rows: Rows, path: Path) -> None:
+    """Write measurements to ``path``, with where they come from."""
+    content = {"provenance": _here_and_now(rows[0]["device"]), "rows": rows}
+    write_atomically(path, json.dumps(content, indent=1).encode())
+
+
+def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Provenance and rows of published measurements."""
+    content = json.loads(path.read_text())
+    return content["provenance"], pd.DataFrame(content["rows"])
+
+
+def rows_of(path: Path, device: str) -> Rows:
+    """The rows that a file holds. ValueError where others that are made here and now would not be comparable."""
+    try:
+        content = json.loads(path.read_text())
+        made, rows = dict(content["provenance"]), list(content["rows"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"--store must be a file of measurements, or none yet, got {path}") from None
+    here = _here_and_now(device)
+    for name in [name for name in here if name != "date"]:
+        if made.get(name) != here[name]:
+            raise ValueError(
+                f"--store {path} was measured with {name} {made.get(name)}, and this is {here[name]}: name another file"
+            )
+    return rows
+
+
+def _here_and_now(device: str) -> dict[str, Any]:
+    accelerator = {"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return provenance.collect("none") | {"date": date.today().isoformat()} | accelerator
