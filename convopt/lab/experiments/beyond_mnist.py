@@ -60,8 +60,8 @@ def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_si
     )
 
 
-def _text(epochs: int) -> Setting:
-    return replace(_setting("tiny-shakespeare", "GRULanguageModel", epochs), n_train=2000, n_test=300)
+def _text(windows: int, epochs: int) -> Setting:
+    return replace(_setting("tiny-shakespeare", "GRULanguageModel", epochs), n_train=windows, n_test=300)
 
 
 EMBEDDED = ("digits", "diabetes")
@@ -87,8 +87,8 @@ TASKS = {
     "adult": Task(_setting("adult", "TabularNet", 10)),
     "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
     "California housing": Task(_setting("california-housing", "TabularNet", 20)),
-    "tiny Shakespeare": Task(_text(3)),
-    "tiny Shakespeare, one pass": Task(_text(1)),
+    "tiny Shakespeare": Task(_text(2000, 3)),
+    "tiny Shakespeare, one pass": Task(_text(6000, 1)),
     DIGITS: Task(_setting("digits", "SimpleNet", 40, 0.15, 16), True, has_grid=True),
     "diabetes": Task(_setting("diabetes", "SimpleNet", 40, batch_size=16)),
 }
