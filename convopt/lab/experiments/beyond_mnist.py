@@ -182,9 +182,33 @@ def with_filters(tasks: Iterable[str]) -> Experiment:
     )
 
 
+SELDOM = f"{PAGE}-every"
+
+COMPARED_SELDOM = (MNIST, "Crop", "California housing", DIGITS)
+"""Tasks on which gradients are compared at every fourth step, too, as SNRAnnealing does by default."""
+
+
+def with_rare_comparisons(tasks: Iterable[str]) -> Experiment:
+    """SNRAnnealing at the optimizer's tuned rate, with gradients compared at each step and at every fourth."""
+    arms = []
+    for name, base in itertools.product((name for name in tasks if name in COMPARED_SELDOM), BASES):
+        if is_chosen(SEARCH, label(name, base, "constant")):
+            often = annealed(_recipe(base, chosen(SEARCH, label(name, base, "constant"))["lr"]))
+            for every in (1, 4):
+                recipe = often if every == 1 else with_options(often, "annealing", every=every)
+                arms.append(Arm(label(name, base, f"every={every}"), recipe, TASKS[name].setting))
+    return Experiment(
+        name=SELDOM,
+        title="Four tasks: SNRAnnealing that compares gradients at each step, and at every fourth",
+        arms=tuple(arms),
+        first_seed=FIRST_SEED,
+    )
+
+
 EXPERIMENTS = (
     on(TASKS),
     with_filters(TASKS),
+    with_rare_comparisons(TASKS),
     Experiment(
         name=SEARCH,
         title="Many tasks: learning rates, and of a cosine the number of epochs, on the validation data",
