@@ -129,7 +129,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
 
     def measured(tasks, names, seeds):
         calls.append(tasks)
-        return {"FieldAdam": [Outcome(2.0, 0.1, 25, 0.5)]}
+        return {name: [Outcome(2.0, 0.1, 25, 0.5)] for name in names}
 
     monkeypatch.setattr(regret, "reconstruct", measured)
     monkeypatch.setattr(regret, "TASKS", {"task": (lambda noise, seed: (noise, seed), (1, 2))})
@@ -138,4 +138,22 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     assert len(calls) == 2
     made, found = regret.load(tmp_path / "fields.json")
     assert found["task, 1"]["FieldAdam"][0].error == 0.5
-    assert made["torch"] == torch.__version__
+    assert made[""]["torch"] == torch.__version__
+
+
+def test_a_method_that_has_changed_is_measured_again_alone(tmp_path, monkeypatch):
+    found = []
+
+    def measured(tasks, names, seeds):
+        found.append(names)
+        return {name: [Outcome(float(len(found)), 0.1, 25, 0.5)] for name in names}
+
+    monkeypatch.setattr(regret, "reconstruct", measured)
+    monkeypatch.setattr(regret, "TASKS", {"task": (lambda noise, seed: (noise, seed), (1,))})
+    monkeypatch.setattr(regret, "METHODS", {"Adam": None, "FieldAdam": None})
+    regret.main(tmp_path / "fields.json")
+    regret.main(tmp_path / "fields.json", ["FieldAdam"])
+    assert found == [["Adam", "FieldAdam"], ["FieldAdam"]]
+    made, outcomes = regret.load(tmp_path / "fields.json")
+    assert {name: of_seeds[0].psnr for name, of_seeds in outcomes["task, 1"].items()} == {"Adam": 1, "FieldAdam": 2}
+    assert list(made) == ["", "FieldAdam"]

@@ -36,7 +36,7 @@ TOLERANCE = 0.5
 PRIOR_LOG_SCALE, PRIOR_LOG_SCALE_DEVIATION = math.log(0.3), 3.0
 PRIOR_EXPONENT_DEVIATION = 0.25
 
-LOG_SCALES = torch.arange(-7.0, 5.25, 0.5, dtype=torch.float64, device="cpu")
+LOG_SCALES = torch.arange(-7.0, 14.25, 0.5, dtype=torch.float64, device="cpu")
 EXPONENTS = torch.arange(0.25, 3.25, 0.25, dtype=torch.float64, device="cpu")
 
 

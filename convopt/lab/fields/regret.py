@@ -1,4 +1,7 @@
-"""How far a method ends from the best one, which the truth tells: ``python -m convopt.lab.fields.regret FILE.json``."""
+"""How far a method ends from the best one, which the truth tells: ``python -m convopt.lab.fields.regret FILE.json``.
+
+Methods named after the file are measured again, if they have changed since.
+"""
 
 import json
 import statistics
@@ -144,8 +147,8 @@ def table(found: Mapping[str, Outcomes]) -> Table:
     return Table(pd.DataFrame(rows), "17-fields", signed=True, index=2)
 
 
-def load(file: Path) -> tuple[dict[str, Any], dict[str, Outcomes]]:
-    """Provenance, and the outcomes that :func:`main` found, by task and noise."""
+def load(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Outcomes]]:
+    """What :func:`main` found: provenance by method, "" for all that are not named; and outcomes by task and noise."""
     content = json.loads(file.read_text())
     return content["provenance"], {
         condition: {name: [Outcome(*each) for each in of_seeds] for name, of_seeds in outcomes.items()}
@@ -153,17 +156,24 @@ def load(file: Path) -> tuple[dict[str, Any], dict[str, Outcomes]]:
     }
 
 
-def main(file: Path) -> None:
-    """Measure all tasks at all levels of noise, and write what was found after each; what is there already stays."""
-    found = json.loads(file.read_text())["outcomes"] if file.exists() else {}
+def main(file: Path, anew: Sequence[str] = ()) -> None:
+    """Measure all tasks at all levels of noise, and write what was found after each; what is there already stays.
+
+    Args:
+        file: of outcomes, or none yet.
+        anew: methods that have changed: they are measured again.
+    """
+    content = json.loads(file.read_text()) if file.exists() else {"provenance": {}, "outcomes": {}}
     made = provenance.collect("none") | {"date": date.today().isoformat()}
+    content["provenance"] |= dict.fromkeys(anew or [""], made)
     for name, (make, levels) in TASKS.items():
         for noise in levels:
-            condition = f"{name}, {noise}"
-            if condition not in found:
-                found[condition] = reconstruct([make(noise, seed) for seed in SEEDS], list(METHODS), SEEDS)
-                write_atomically(file, json.dumps({"provenance": made, "outcomes": found}).encode())
+            known = content["outcomes"].setdefault(f"{name}, {noise}", {})
+            missing = [each for each in METHODS if each in anew or each not in known]
+            if missing:
+                known |= reconstruct([make(noise, seed) for seed in SEEDS], missing, SEEDS)
+                write_atomically(file, json.dumps(content).encode())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
