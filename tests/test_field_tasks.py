@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT
 
 from convopt.lab import workspace
-from convopt.lab.fields import regret
+from convopt.lab.fields import regret, waveform
 from convopt.lab.fields.methods import METHODS, SmoothedAdam, total_variation_gradient
 from convopt.lab.fields.reconstruction import Outcome, Outcomes, reconstruct, reconstruct_again
 from convopt.lab.fields.tasks import TASKS, emission_volume, interpolated, photograph, scattered_samples, tomography
@@ -107,6 +107,27 @@ def test_a_published_outcome_comes_out_again(published, condition):
         assert psnr(again.field, problem.truth) == pytest.approx(chosen[name].psnr, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_waveforms_without_noise_are_explained_by_the_true_velocity_alone(seed):
+    pytest.importorskip("deepwave")
+    task = waveform.inversion(0.0, seed)
+    fields = torch.stack([task.truth, torch.zeros(waveform.SHAPE)]).flatten(1)
+    errors = task.errors(fields)
+    assert errors[0] < 1e-6
+    assert errors[1] == pytest.approx(1, abs=0.5)
+    assert task.scores(fields)[1] == pytest.approx(0, abs=1e-5)
+
+
+def test_the_gradient_of_a_waveform_inversion_is_its_derivative():
+    pytest.importorskip("deepwave")
+    task = waveform.inversion(0.1, 0)
+    which, field = torch.tensor([0, 7]), torch.zeros(1, task.truth.numel())
+    direction = task.truth.flatten()[None]
+    ahead, behind = (task.loss(field + sign * 1e-2 * direction, which).item() for sign in (1, -1))
+    slope = (task.gradients(field, which) * direction).sum().item()
+    assert slope == pytest.approx((ahead - behind) / 2e-2, rel=0.02)
+
+
 def test_a_seed_that_was_not_run_is_refused(published):
     with pytest.raises(ValueError, match="seed must be an integer from 0 to 9, got 10"):
         regret.of_seed(published, 10)
@@ -127,14 +148,14 @@ def test_the_truth_chooses_one_width_for_all_seeds_and_held_out_measurements_one
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     calls = []
 
-    def measured(tasks, names, seeds):
+    def measured(tasks, names, seeds, *_):
         calls.append(tasks)
         return {name: [Outcome(2.0, 0.1, 25, 0.5)] for name in names}
 
     monkeypatch.setattr(regret, "reconstruct", measured)
-    monkeypatch.setattr(regret, "TASKS", {"task": (lambda noise, seed: (noise, seed), (1, 2))})
+    study = regret.Study({"task": (lambda noise, seed: (noise, seed), (1, 2))}, METHODS, [0], 25, [0.1])
     for _ in range(2):
-        regret.main(tmp_path / "fields.json")
+        regret.measure(tmp_path / "fields.json", study)
     assert len(calls) == 2
     made, found = regret.load(tmp_path / "fields.json")
     assert found["task, 1"]["FieldAdam"][0].error == 0.5
@@ -144,15 +165,15 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
 def test_a_method_that_has_changed_is_measured_again_alone(tmp_path, monkeypatch):
     found = []
 
-    def measured(tasks, names, seeds):
+    def measured(tasks, names, *_):
         found.append(names)
         return {name: [Outcome(float(len(found)), 0.1, 25, 0.5)] for name in names}
 
     monkeypatch.setattr(regret, "reconstruct", measured)
-    monkeypatch.setattr(regret, "TASKS", {"task": (lambda noise, seed: (noise, seed), (1,))})
-    monkeypatch.setattr(regret, "METHODS", {"Adam": None, "FieldAdam": None})
-    regret.main(tmp_path / "fields.json")
-    regret.main(tmp_path / "fields.json", ["FieldAdam"])
+    methods = {name: METHODS[name] for name in ("Adam", "FieldAdam")}
+    study = regret.Study({"task": (lambda noise, seed: (noise, seed), (1,))}, methods, [0], 25, [0.1])
+    regret.measure(tmp_path / "fields.json", study)
+    regret.measure(tmp_path / "fields.json", study, ["FieldAdam"])
     assert found == [["Adam", "FieldAdam"], ["FieldAdam"]]
     made, outcomes = regret.load(tmp_path / "fields.json")
     assert {name: of_seeds[0].psnr for name, of_seeds in outcomes["task, 1"].items()} == {"Adam": 1, "FieldAdam": 2}

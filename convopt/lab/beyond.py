@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from convopt.lab.correctness import Pair, compare, difference
-from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, TASKS, label
+from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, COMPARED_SELDOM, FACTORS, TASKS, label
 from convopt.lab.experiments.tuned_filters import COMPARED, RAW, arm_label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
@@ -68,6 +68,19 @@ def filters(results: Results) -> dict[Cell, CrossedComparison]:
         for task in TASKS
         for base in BASES
         for which in ATTACHED
+    )
+
+
+def rarely(results: Results) -> dict[Cell, CrossedComparison]:
+    """SNRAnnealing that compares gradients at every fourth step, minus the one that does so at each, in points."""
+    return _compared(
+        (
+            Cell(task, base, "every fourth step minus each"),
+            results.arms.get(label(task, base, "every=4"), []),
+            results.arms.get(label(task, base, "every=1"), []),
+        )
+        for task in COMPARED_SELDOM
+        for base in BASES
     )
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from convopt import FieldAdam
 from convopt.lab.fields.methods import ANNEALED, METHODS, RATES
-from convopt.lab.fields.tasks import Task
+from convopt.lab.fields.tasks import Problem
 from convopt.optim.fields import Learnt
 
 STEPS, EVERY = 1000, 25
@@ -38,7 +38,7 @@ Outcomes = Mapping[str, Sequence[Outcome]]
 
 
 def reconstruct(
-    tasks: Sequence[Task],
+    tasks: Sequence[Problem],
     names: Sequence[str],
     seeds: Sequence[int],
     steps: int = STEPS,
@@ -50,14 +50,12 @@ def reconstruct(
         By method, for each seed the outcome at the rate and step of the smallest held-out error.
     """
     runs = [(name, rate) for name in names for rate in rates]
-    held_out = [task.held_out.as_matrix(task.truth.numel()) for task in tasks]
     errors, scores = [], []
     for step, courses in enumerate(_courses(tasks, runs, seeds, steps), 1):
         if step % EVERY == 0:
             now = torch.stack([fields.detach().flatten(1) for fields, _ in courses], 1)
-            predicted = [each @ matrix.T for each, matrix in zip(now, held_out, strict=True)]
-            errors.append(_mean_squares(predicted, [task.held_out.values for task in tasks]))
-            scores.append(-10 * _mean_squares(list(now), [task.truth.flatten() for task in tasks]).log10())
+            errors.append(torch.stack([task.errors(each) for task, each in zip(tasks, now, strict=True)]))
+            scores.append(torch.stack([task.scores(each) for task, each in zip(tasks, now, strict=True)]))
     return {
         name: [
             _chosen(errors, scores, seed, [i for i, run in enumerate(runs) if run[0] == name], rates)
@@ -79,7 +77,7 @@ class Reconstruction(NamedTuple):
     learnt: Learnt | None
 
 
-def reconstruct_again(task: Task, chosen: Mapping[str, Outcome], seed: int) -> dict[str, Reconstruction]:
+def reconstruct_again(task: Problem, chosen: Mapping[str, Outcome], seed: int) -> dict[str, Reconstruction]:
     """What each method makes of a task of one seed at the rate and the step that were chosen for it."""
     runs = [(name, outcome.rate) for name, outcome in chosen.items()]
     last, found = max(outcome.step for outcome in chosen.values()), {}
@@ -94,18 +92,19 @@ def reconstruct_again(task: Task, chosen: Mapping[str, Outcome], seed: int) -> d
 
 
 def _courses(
-    tasks: Sequence[Task], runs: Sequence[tuple[str, float]], seeds: Sequence[int], steps: int
+    tasks: Sequence[Problem], runs: Sequence[tuple[str, float]], seeds: Sequence[int], steps: int
 ) -> Iterator[list[tuple[Tensor, Optimizer]]]:
     """After each step the fields, ``(seeds, *grid)``, of each run, a method and its rate, and their optimizer."""
     grid = tasks[0].truth.shape
-    batches = len(tasks[0].train.values) // tasks[0].batch
+    batches = tasks[0].count // tasks[0].batch
     fields = [torch.zeros(len(tasks), *grid, requires_grad=True) for _ in runs]
     optimizers = [
         METHODS[name](field, rate, grid, batches, steps) for (name, rate), field in zip(runs, fields, strict=True)
     ]
     for step, chosen in enumerate(_batches(tasks, seeds, steps)):
         now = torch.stack([field.detach().flatten(1) for field in fields], 1)
-        for field, gradient in zip(fields, _gradients(now, tasks, chosen).unbind(1), strict=True):
+        of_task = [task.gradients(each, which) for task, each, which in zip(tasks, now, chosen, strict=True)]
+        for field, gradient in zip(fields, torch.stack(of_task).unbind(1), strict=True):
             field.grad = gradient.view(field.shape)
         for (name, rate), optimizer in zip(runs, optimizers, strict=True):
             if name in ANNEALED:
@@ -114,29 +113,15 @@ def _courses(
         yield list(zip(fields, optimizers, strict=True))
 
 
-def _batches(tasks: Sequence[Task], seeds: Sequence[int], steps: int) -> Iterator[list[Tensor]]:
+def _batches(tasks: Sequence[Problem], seeds: Sequence[int], steps: int) -> Iterator[list[Tensor]]:
     """For each step the training measurements of each task's batch, drawn without replacement within an epoch."""
     generators = [Generator().manual_seed(7 + seed) for seed in seeds]
-    size, count = tasks[0].batch, len(tasks[0].train.values)
+    size, count = tasks[0].batch, tasks[0].count
     for step in range(steps):
         at = step % (count // size)
         if at == 0:
             orders = [torch.randperm(count, generator=generator) for generator in generators]
         yield [order[at * size : (at + 1) * size] for order in orders]
-
-
-def _gradients(fields: Tensor, tasks: Sequence[Task], chosen: Sequence[Tensor]) -> Tensor:
-    """Of half the mean squared error, by fields ``(seeds, runs, size)``."""
-    gradients = torch.empty_like(fields)
-    for i, (task, which) in enumerate(zip(tasks, chosen, strict=True)):
-        measured = task.train.only(which)
-        rows = measured.as_matrix(fields.shape[2])
-        gradients[i] = (fields[i] @ rows.T - measured.values) @ rows / len(which)
-    return gradients
-
-
-def _mean_squares(values: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(v - t).square().mean(1) for v, t in zip(values, targets, strict=True)])
 
 
 def _chosen(

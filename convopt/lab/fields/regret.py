@@ -6,22 +6,42 @@ Methods named after the file are measured again, if they have changed since.
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from convopt.lab import provenance
-from convopt.lab.fields.methods import FIXED, METHODS, PENALIZED
-from convopt.lab.fields.reconstruction import Outcome, Outcomes, reconstruct
-from convopt.lab.fields.tasks import TASKS
+from convopt.lab import arithmetic, provenance
+from convopt.lab.fields.methods import FIXED, METHODS, PENALIZED, RATES, Make
+from convopt.lab.fields.reconstruction import STEPS, Outcome, Outcomes, reconstruct
+from convopt.lab.fields.tasks import TASKS, Problem
 from convopt.lab.records import write_atomically
 from convopt.lab.report import Table
 from convopt.lab.stats import Interval, mean_interval
 
-SEEDS = tuple(range(10))
+
+class Study(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        tasks: by name, what makes one from its noise and a seed, and the levels of noise.
+        methods: of :data:`convopt.lab.fields.methods.METHODS`.
+        seeds: of fields, measurements and batches.
+        steps: of a run.
+        rates: learning rates, of which held-out measurements choose.
+    """
+
+    tasks: Mapping[str, tuple[Callable[[float, int], Problem], Sequence[float]]]
+    methods: Mapping[str, Make]
+    seeds: Sequence[int]
+    steps: int
+    rates: Sequence[float]
+
+
+SEEDS = range(10)
+LINEAR = Study(TASKS, METHODS, SEEDS, STEPS, RATES)
 
 BASELINE = "Adam, cosine"
 """What one uses without smoothing."""
@@ -36,8 +56,8 @@ def mean_psnr(outcomes: Sequence[Outcome]) -> float:
 
 
 def best_of(outcomes: Outcomes, names: Iterable[str]) -> str:
-    """The method, of those named, with the highest mean PSNR: what only the truth can tell."""
-    return max(names, key=lambda name: mean_psnr(outcomes[name]))
+    """The method, of those named and measured, with the highest mean score: what only the truth can tell."""
+    return max((name for name in names if name in outcomes), key=lambda name: mean_psnr(outcomes[name]))
 
 
 def chosen_by_held_out(outcomes: Outcomes, names: Iterable[str]) -> list[Outcome]:
@@ -148,7 +168,7 @@ def table(found: Mapping[str, Outcomes]) -> Table:
 
 
 def load(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Outcomes]]:
-    """What :func:`main` found: provenance by method, "" for all that are not named; and outcomes by task and noise."""
+    """What :func:`measure` found: provenance by method, "" for all not named; and outcomes by task and noise."""
     content = json.loads(file.read_text())
     return content["provenance"], {
         condition: {name: [Outcome(*each) for each in of_seeds] for name, of_seeds in outcomes.items()}
@@ -156,24 +176,27 @@ def load(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Outcomes]]:
     }
 
 
-def main(file: Path, anew: Sequence[str] = ()) -> None:
-    """Measure all tasks at all levels of noise, and write what was found after each; what is there already stays.
+def measure(file: Path, study: Study, anew: Sequence[str] = ()) -> None:
+    """Measure a study, and write what was found after each of its conditions; what is there already stays.
 
     Args:
         file: of outcomes, or none yet.
+        study: what to measure.
         anew: methods that have changed: they are measured again.
     """
     content = json.loads(file.read_text()) if file.exists() else {"provenance": {}, "outcomes": {}}
     made = provenance.collect("none") | {"date": date.today().isoformat()}
     content["provenance"] |= dict.fromkeys(anew or [""], made)
-    for name, (make, levels) in TASKS.items():
+    for name, (make, levels) in study.tasks.items():
         for noise in levels:
             known = content["outcomes"].setdefault(f"{name}, {noise}", {})
-            missing = [each for each in METHODS if each in anew or each not in known]
+            missing = [each for each in study.methods if each in anew or each not in known]
             if missing:
-                known |= reconstruct([make(noise, seed) for seed in SEEDS], missing, SEEDS)
+                tasks = [make(noise, seed) for seed in study.seeds]
+                with arithmetic.threads(1):  # fields are small: threads would wait for each other
+                    known |= reconstruct(tasks, missing, study.seeds, study.steps, study.rates)
                 write_atomically(file, json.dumps(content).encode())
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    measure(Path(sys.argv[1]), LINEAR, sys.argv[2:])

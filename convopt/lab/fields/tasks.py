@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -34,8 +35,37 @@ class Measurements(NamedTuple):
         return torch.zeros(len(self.values), size).scatter_add_(1, self.places, self.weights)
 
 
-class Task(NamedTuple):
+class Problem(Protocol):
     """A field and what is known of it.
+
+    Attributes:
+        truth: the field; for the score alone.
+        count: how many training measurements there are.
+        batch: how many of them are in a batch.
+    """
+
+    @property
+    def truth(self) -> Tensor: ...  # noqa: D102
+
+    @property
+    def count(self) -> int: ...  # noqa: D102
+
+    @property
+    def batch(self) -> int: ...  # noqa: D102
+
+    def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
+        """Of the loss of some training measurements, by several fields, ``(runs, size)``."""
+
+    def errors(self, fields: Tensor) -> Tensor:
+        """Mean squares of the held-out measurements' errors, ``(runs,)``."""
+
+    def scores(self, fields: Tensor) -> Tensor:
+        """How near the fields are to the truth, in dB, ``(runs,)``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A field that is seen through weighted sums.
 
     Attributes:
         truth: the field, in [0, 1]; for the score alone.
@@ -48,6 +78,29 @@ class Task(NamedTuple):
     train: Measurements
     held_out: Measurements
     batch: int
+
+    @property
+    def count(self) -> int:
+        """How many training measurements there are."""
+        return len(self.train.values)
+
+    def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
+        """Of half the mean squared error of some training measurements, by fields ``(runs, size)``."""
+        measured = self.train.only(which)
+        rows = measured.as_matrix(fields.shape[1])
+        return (fields @ rows.T - measured.values) @ rows / len(which)
+
+    def errors(self, fields: Tensor) -> Tensor:
+        """Mean squares of the held-out measurements' errors, ``(runs,)``."""
+        return (fields @ self._rows.T - self.held_out.values).square().mean(1)
+
+    def scores(self, fields: Tensor) -> Tensor:
+        """The PSNR in dB, ``(runs,)``."""
+        return -10 * (fields - self.truth.flatten()).square().mean(1).log10()
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self.held_out.as_matrix(self.truth.numel())
 
 
 def scattered_samples(noise: float, seed: int, side: int = 64, share: float = 0.5) -> Task:
