@@ -15,6 +15,7 @@ COSTS = {"cpu": Path("book/records/costs.json"), "cuda": Path("book/records/cost
 """The published measurements of what steps cost, by device, inside the project folder."""
 
 FIELDS = Path("book/records/fields.json")
+WAVEFORM = Path("book/records/fields-waveform.json")
 """The published reconstructions of fields, inside the project folder."""
 
 RUNS = Path("runs")

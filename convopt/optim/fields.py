@@ -39,19 +39,6 @@ class Learnt(NamedTuple):
     gain: Tensor
 
 
-class Gain(NamedTuple):
-    """By what a field's frequencies are multiplied.
-
-    Attributes:
-        factors: ``(frequencies, fields)``.
-        shares: the mean of a ring's factors, times the ring's share of all frequencies, ``(fields, rings)``. With the
-            mean power P of each ring, the sum of their products is ``<g, K g>`` over the field's size.
-    """
-
-    factors: Tensor
-    shares: Tensor
-
-
 class Rings(NamedTuple):
     """The frequencies of a grid, pooled to rings.
 
@@ -72,11 +59,6 @@ class Rings(NamedTuple):
     def means(self, spectrum: Tensor) -> Tensor:
         """The mean over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
         return ring_sums(spectrum, self.bins, len(self.sizes)) / self.sizes[:, None]
-
-    def gain(self, law: PowerLaw) -> Gain:
-        """The gain that a law prescribes."""
-        factors = reconstruction_gain(law, self.eigenvalues).T
-        return Gain(factors, (ring_sums(factors, self.bins, len(self.sizes)) / len(factors)).T)
 
 
 def ring_sums(spectrum: Tensor, bins: Tensor, rings: int) -> Tensor:
@@ -184,7 +166,7 @@ class FieldAdam(SmoothingOptimizer):
     """
 
     _law = FieldLaw()
-    _exact_state = ("previous", "rings", "law", "powers", "power", "usual_power")
+    _exact_state = ("previous", "rings", "law", "power", "usual_power")
     _elementwise = False
 
     def __init__(
@@ -203,7 +185,7 @@ class FieldAdam(SmoothingOptimizer):
         fused: bool | None = None,
     ):
         self._rings: dict[Any, Rings] = {}
-        self._gains: dict[Tensor, Gain] = {}
+        self._gains: dict[Tensor, Tensor] = {}
         super().__init__(
             params,
             {
@@ -233,7 +215,8 @@ class FieldAdam(SmoothingOptimizer):
                 if group["grid"] is not None and "law" in self.state.get(p, {}):
                     law = PowerLaw(*self.state[p]["law"].cpu())
                     rings = self._rings_of(group, law.log_scale)
-                    found[name] = Learnt(law, rings.pooled, rings.means(rings.gain(law).factors).T)
+                    gain = rings.means(reconstruction_gain(law, rings.eigenvalues).T).T
+                    found[name] = Learnt(law, rings.pooled, gain)
         return found
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -257,7 +240,6 @@ class FieldAdam(SmoothingOptimizer):
             "previous": (size, fields),
             "rings": (6, fields, rings),
             "law": (2, fields),
-            "powers": (fields, rings),
             "power": (fields,),
             "usual_power": (),
             "seen": None,
@@ -274,7 +256,7 @@ class FieldAdam(SmoothingOptimizer):
             return False
         shapes = self._shapes(group, p)
         like = at_least_float32(p.detach()[:0])
-        for name in ("previous", "rings", "powers", "power"):
+        for name in ("previous", "rings", "power"):
             state[name] = like.new_zeros(shapes[name] or ())
         state["law"] = torch.stack(prior_law(len(state["power"]), len(group["grid"]))).to(like)
         state["rings"][5] = math.inf
@@ -295,22 +277,22 @@ class FieldAdam(SmoothingOptimizer):
         gradient = at_least_float32(grad_of(p))
         rings = self._rings_of(group, gradient)
         spectrum = fields_to_spectrum(gradient, rings.bases)
-        learns = not is_at_rest(group["lr"])
-        powers = rings.means(spectrum.square()).T if learns else None
-        if powers is not None and may_teach(state, spectrum):
-            learn_rings(state, spectrum, powers, rings)
+        if not is_at_rest(group["lr"]) and may_teach(state, spectrum):
+            learn_rings(state, spectrum, rings)
             if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
                 batches = group["batches"] or state["seen"]
                 state["law"].copy_(torch.stack(fitted_law(state["rings"], rings, batches, len(group["grid"]))))
-                self._gains.pop(p, None)
+                self._gains[p] = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
+                if state["seen"] <= FIRST_BLOCK + group["every"]:
+                    # So far it was the power after the prior's gain, which may be far from the first that is learned.
+                    count, beta2 = state["seen"] - 1, group["betas"][1]
+                    state["power"].copy_((1 - beta2**count) * power_after(self._gains[p], state["rings"][1], rings))
         if p not in self._gains:
-            self._gains[p] = rings.gain(PowerLaw(*state["law"]))
-        factors, shares = self._gains[p]
-        if powers is not None:
-            # An average of <g, K g> itself would hold on to gains that are no more.
-            state["powers"].lerp_(powers, 1 - group["betas"][1])
-            state["power"].copy_(torch.linalg.vecdot(shares, state["powers"]))
-        return spectrum_to_fields(factors * spectrum, rings.bases).view(p.shape)
+            self._gains[p] = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
+        filtered = self._gains[p] * spectrum
+        if not is_at_rest(group["lr"]):
+            state["power"].lerp_(torch.linalg.vecdot(spectrum, filtered, dim=0) / len(spectrum), 1 - group["betas"][1])
+        return spectrum_to_fields(filtered, rings.bases).view(p.shape)
 
     def _directions(self, part: Part, observed: dict[Tensor, Tensor]) -> Sequence[Direction]:
         return [observed[p] if p in observed else grad_of(p) for p in part.params]
@@ -343,8 +325,8 @@ def may_teach(state: dict[str, Any], spectrum: Tensor) -> bool:
     return bool(ordinary)
 
 
-def learn_rings(state: dict[str, Any], spectrum: Tensor, powers: Tensor, rings: Rings) -> None:
-    """Take a gradient's spectrum, ``(frequencies, fields)``, and the ``powers`` of its rings into their statistics.
+def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
+    """Take a gradient's spectrum, ``(frequencies, fields)``, into the statistics of a field's rings.
 
     The state's ``rings``, ``(6, fields, rings)``, are averages of the last products and powers, their sums over the
     present block, and the established signal with its standard error.
@@ -353,7 +335,8 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, powers: Tensor, rings: 
     seen = state["seen"] = state["seen"] + 1
     comparisons = seen - 1
     if comparisons:
-        means = torch.stack([rings.means(spectrum * state["previous"]).T, powers])
+        products = spectrum * state["previous"], spectrum.square()
+        means = torch.stack([rings.means(each).T for each in products])
         recent.lerp_(means, 1 - min(RECENT, 1 - 1 / comparisons))
         block += means
     state["previous"].copy_(spectrum)
@@ -366,6 +349,11 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, powers: Tensor, rings: 
         signal.copy_(torch.where(higher, mean, signal))
         error.copy_(torch.where(higher, spread, error))
         block.zero_()
+
+
+def power_after(gain: Tensor, power: Tensor, rings: Rings) -> Tensor:
+    """``<g, K g>`` over a field's size, ``(fields,)``, of gradients with some ``power``, ``(fields, rings)``."""
+    return (rings.means(gain).T * power * rings.sizes).sum(1) / len(gain)
 
 
 def fitted_law(statistics: Tensor, rings: Rings, batches: int, axes: int) -> PowerLaw:
