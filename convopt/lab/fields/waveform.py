@@ -44,7 +44,7 @@ NAMES = (
 """Of the methods, those that are tried: waves take long."""
 
 STUDY = regret.Study(
-    tasks={"waveform inversion": (lambda noise, seed: inversion(noise, seed), (0.1, 0.5))},
+    tasks={"waveform inversion": (lambda noise, seed: inversion(noise, seed), (0.1,))},
     methods={name: METHODS[name] for name in NAMES},
     seeds=range(3),
     steps=200,
