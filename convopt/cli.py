@@ -236,7 +236,7 @@ def _add_bench(commands: _Commands) -> None:
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     bench.add_argument("--json", action="store_true", help="print JSON")
     bench.add_argument("--publish", action="store_true", help="keep it as the measurement that the book shows")
-    bench.add_argument("--store", type=Path, metavar="FILE", help="keep it as it comes, and go on from there")
+    bench.add_argument("--store", type=Path, metavar="FILE", help="write each result as it comes; a later call goes on")
     bench.set_defaults(command="measure_costs")
 
 

@@ -62,7 +62,7 @@ def test_a_figure_that_was_not_measured_is_not_a_number(rows):
 
 
 def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_path):
-    timings.publish(rows, tmp_path / "costs.json")
+    timings.write(rows, tmp_path / "costs.json")
     made, frame = timings.read(tmp_path / "costs.json")
     pd.testing.assert_frame_equal(frame, pd.DataFrame(rows))
     assert made.keys() >= {"date", "processor", "torch", "commit"}
@@ -86,13 +86,14 @@ def test_a_measurement_that_was_interrupted_goes_on_where_it_was(rows, tmp_path,
     assert timings.rows_of(store, "cpu") == rows
 
 
-def test_measurements_of_another_version_are_not_gone_on_with(rows, tmp_path):
+@pytest.mark.parametrize(("what", "before"), [("torch", "0"), ("processor", "another"), ("accelerator", "a GPU")])
+def test_measurements_of_another_version_or_machine_are_not_gone_on_with(what, before, rows, tmp_path):
     store = tmp_path / "costs.json"
-    timings.publish(rows, store)
+    timings.write(rows, store)
     content = json.loads(store.read_text())
-    content["provenance"]["torch"] = "1.0"
+    content["provenance"][what] = before
     store.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"was measured with torch 1\.0, and this is .*: name another file"):
+    with pytest.raises(ValueError, match=rf"was measured with {what} {before}, and this is .*: name another file"):
         bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store)
     assert json.loads(store.read_text()) == content
 

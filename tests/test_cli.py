@@ -68,6 +68,7 @@ def test_help_names_every_command():
         (["run", "06-stress-test", "--scheduler", ""], "--scheduler"),
         (["report", "06-stress-test", "--store", ""], "--store"),
         (["bench", "--quick", "--publish"], "--quick"),
+        (["bench", "--quick", "--store", "costs.json"], "--quick"),
         pytest.param(
             ["bench", "--device", "cuda"],
             "finds none here",

@@ -168,7 +168,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     assert len(calls) == 2
     made, found = regret.load(tmp_path / "fields.json")
     assert found["task, 1"]["FieldAdam"][0].error == 0.5
-    assert made[""]["torch"] == torch.__version__
+    assert [each["torch"] for each in made] == [torch.__version__]
+    assert list(made[0]["measured"]) == ["task, 1", "task, 2"]
 
 
 def test_a_method_that_has_changed_is_measured_again_alone(tmp_path, monkeypatch):
@@ -186,4 +187,7 @@ def test_a_method_that_has_changed_is_measured_again_alone(tmp_path, monkeypatch
     assert found == [["Adam", "FieldAdam"], ["FieldAdam"]]
     made, outcomes = regret.load(tmp_path / "fields.json")
     assert {name: of_seeds[0].psnr for name, of_seeds in outcomes["task, 1"].items()} == {"Adam": 1, "FieldAdam": 2}
-    assert list(made) == ["", "FieldAdam"]
+    assert [each["measured"] for each in made] == [{"task, 1": ["Adam", "FieldAdam"]}, {"task, 1": ["FieldAdam"]}]
+    assert regret.told(made).startswith("Adam, FieldAdam: ")
+    with pytest.raises(ValueError, match="a method must be one of Adam, FieldAdam, got 'Adma'"):
+        regret.measure(tmp_path / "fields.json", study, ["Adma"])

@@ -77,6 +77,16 @@ class TestTheory:
         assert (fitted.log_scale - log_scale).abs().max() < 1
         assert (fitted.exponent - exponent).abs().max() < 0.35
 
+    @pytest.mark.parametrize("shape", [(4096,), (2048, 2048), (256, 256, 256)])
+    @pytest.mark.parametrize("signal", [1e-2, 1.0, 1e6])
+    def test_a_law_is_finite_on_long_grids_in_single_precision(self, shape, signal):
+        lowest = len(shape) * (math.pi / max(shape)) ** 2
+        eigenvalues = torch.logspace(math.log10(lowest), math.log10(4 * len(shape)), max(shape))
+        ratio = signal * (1 / eigenvalues)[None]
+        fitted = fit_power_law(ratio, 0.1 * ratio, eigenvalues, len(shape))
+        assert fitted.exponent.item() == pytest.approx(1, abs=0.1)
+        assert -7 <= fitted.log_scale.item() <= 14
+
     def test_where_no_ring_says_anything_the_law_is_the_prior(self):
         unknown = torch.full((2, 10), torch.inf)
         fitted = fit_power_law(torch.zeros(2, 10), unknown, torch.linspace(0.1, 4, 10), axes=2)

@@ -278,7 +278,7 @@ def test_the_front_page_quotes_differences_between_arms_that_were_tuned_alike():
 
 def test_readme_front_page_and_quickstart_say_how_many_seeds_the_averaging_s_figures_have():
     assert max(len(arm) for arm in published("16-beyond-mnist").arms.values()) == 10
-    assert "These are means over ten seeds, over three on the four tasks that take longest." in README
+    assert "These are means over ten seeds (three on the four tasks that take longest)." in README
     assert sum(task.seeds == 3 for task in beyond_mnist.TASKS.values()) == 4
     for page in ("index.md", "quickstart.md"):
         assert "{glue:text}`executed/16-beyond-mnist.ipynb::seeds:d` seeds" in (ROOT / "book" / page).read_text()

@@ -228,7 +228,7 @@ def measure(models: Iterable[str], device: str, seconds: float, store: Path | No
         if (name, _what(batch)) not in known:
             rows += _measured(name, batch, device, seconds)
             if store:
-                timings.publish(rows, store)
+                timings.write(rows, store)
     return rows
 
 

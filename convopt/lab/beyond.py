@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from convopt.lab.correctness import Pair, compare, difference
-from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, COMPARED_SELDOM, FACTORS, TASKS, label
+from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, SELDOM_ON, TASKS, label
 from convopt.lab.experiments.tuned_filters import COMPARED, RAW, arm_label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, measured
@@ -71,7 +71,7 @@ def filters(results: Results) -> dict[Cell, CrossedComparison]:
     )
 
 
-def rarely(results: Results) -> dict[Cell, CrossedComparison]:
+def seldom_minus_always(results: Results) -> dict[Cell, CrossedComparison]:
     """SNRAnnealing that compares gradients at every fourth step, minus the one that does so at each, in points."""
     return _compared(
         (
@@ -79,7 +79,7 @@ def rarely(results: Results) -> dict[Cell, CrossedComparison]:
             results.arms.get(label(task, base, "every=4"), []),
             results.arms.get(label(task, base, "every=1"), []),
         )
-        for task in COMPARED_SELDOM
+        for task in SELDOM_ON
         for base in BASES
     )
 

@@ -269,8 +269,9 @@ def measure_costs(options: argparse.Namespace) -> int:
     from convopt.lab import bench, timings
     from convopt.lab.folders import require_writable
 
-    if options.publish and options.quick:
-        raise ValueError("--publish keeps the whole measurement, of which --quick is a part: leave one of them out")
+    for name in ("publish", "store"):
+        if getattr(options, name) and options.quick:
+            raise ValueError(f"--{name} keeps the whole measurement, of which --quick is a part: leave one of them out")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda needs a CUDA device and a build of torch for it: torch finds none here")
     published = workspace.project_folder() / workspace.COSTS[options.device] if options.publish else None
@@ -282,7 +283,7 @@ def measure_costs(options: argparse.Namespace) -> int:
     seconds = 10 if options.device == "cpu" and not options.quick else 4
     rows = bench.measure(models, options.device, seconds, options.store)
     if published:
-        timings.publish(rows, published)
+        timings.write(rows, published)
     # What was not measured is left empty: whole training steps have no floor.
     frame = pd.DataFrame(rows).dropna(axis=1, how="all").round(2)
     print(json.dumps(rows, indent=1) if options.json else frame.to_string(index=False, na_rep=""))

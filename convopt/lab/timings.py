@@ -14,7 +14,7 @@ from convopt.lab.records import write_atomically
 Rows = list[dict[str, Any]]
 
 
-def publish(rows: Rows, path: Path) -> None:
+def write(rows: Rows, path: Path) -> None:
     """Write measurements to ``path``, with where they come from."""
     content = {"provenance": _here_and_now(rows[0]["device"]), "rows": rows}
     write_atomically(path, json.dumps(content, indent=1).encode())
@@ -27,18 +27,17 @@ def read(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 def rows_of(path: Path, device: str) -> Rows:
-    """The rows that a file holds. ValueError where others that are made here and now would not be comparable."""
+    """The rows that a file holds. ValueError if they come from another machine, version, commit or device."""
     try:
         content = json.loads(path.read_text())
         made, rows = dict(content["provenance"]), list(content["rows"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"--store must be a file of measurements, or none yet, got {path}") from None
     here = _here_and_now(device)
-    for name in [name for name in here if name != "date"]:
-        if made.get(name) != here[name]:
-            raise ValueError(
-                f"--store {path} was measured with {name} {made.get(name)}, and this is {here[name]}: name another file"
-            )
+    for name in dict.fromkeys([*here, *made]):
+        before, now = made.get(name), here.get(name)
+        if name != "date" and before != now:
+            raise ValueError(f"--store {path} was measured with {name} {before}, and this is {now}: name another file")
     return rows
 
 

@@ -15,8 +15,10 @@ COSTS = {"cpu": Path("book/records/costs.json"), "cuda": Path("book/records/cost
 """The published measurements of what steps cost, by device, inside the project folder."""
 
 FIELDS = Path("book/records/fields.json")
+"""The published reconstructions of fields that are seen through weighted sums, inside the project folder."""
+
 WAVEFORM = Path("book/records/fields-waveform.json")
-"""The published reconstructions of fields, inside the project folder."""
+"""Those of velocities, inside the project folder."""
 
 RUNS = Path("runs")
 """The store of one's own runs, in the current folder."""

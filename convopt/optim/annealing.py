@@ -108,7 +108,7 @@ class SNRAnnealing(Stage):
         return float(self._annealer.factor())
 
     def rho(self) -> float:
-        """The agreement of consecutive gradients, at least 1e-4; nan before the second step."""
+        """The agreement of consecutive gradients, at least 1e-4; nan before the first comparison."""
         return self._annealer.rho()
 
     def state_dict(self) -> dict[str, Any]:

@@ -60,6 +60,14 @@ class Rings(NamedTuple):
         """The mean over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
         return ring_sums(spectrum, self.bins, len(self.sizes)) / self.sizes[:, None]
 
+    def gain(self, law: Tensor) -> Tensor:
+        """What a law, ``(2, fields)``, prescribes at each frequency: ``(frequencies, fields)``."""
+        return reconstruction_gain(PowerLaw(*law), self.eigenvalues).T
+
+    def power_after(self, gain: Tensor, power: Tensor) -> Tensor:
+        """``<g, K g>`` over a field's size, ``(fields,)``, of gradients with some ``power``, ``(fields, rings)``."""
+        return (self.means(gain).T * power * self.sizes).sum(1) / len(gain)
+
 
 def ring_sums(spectrum: Tensor, bins: Tensor, rings: int) -> Tensor:
     """The sum over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
@@ -132,7 +140,8 @@ class FieldAdam(SmoothingOptimizer):
     signal is the mean product of consecutive gradients over blocks of 8, 16, 32, ... steps. Each ring keeps the block
     that establishes most signal, because what has been learnt no longer shows in the gradient. Their noise is that of
     the last gradients. Until the first block is complete, R is that of a field with edges. A gradient that is not
-    finite, or has thirty times the usual norm, teaches nothing.
+    finite, or has thirty times the usual norm, teaches nothing. The average in the denominator starts anew with the
+    first gain that is learned.
 
     It is made for measurements that are about linear in the field, and an early stop: choose the last step by held-out
     measurements. In waveform inversion, which is not linear, a wide fixed smoothing does better than its gain. Where a
@@ -216,7 +225,7 @@ class FieldAdam(SmoothingOptimizer):
                 if group["grid"] is not None and "law" in self.state.get(p, {}):
                     law = PowerLaw(*self.state[p]["law"].cpu())
                     rings = self._rings_of(group, law.log_scale)
-                    gain = rings.means(reconstruction_gain(law, rings.eigenvalues).T).T
+                    gain = rings.means(rings.gain(self.state[p]["law"].cpu())).T
                     found[name] = Learnt(law, rings.pooled, gain)
         return found
 
@@ -283,13 +292,13 @@ class FieldAdam(SmoothingOptimizer):
             if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
                 batches = group["batches"] or state["seen"]
                 state["law"].copy_(torch.stack(fitted_law(state["rings"], rings, batches, len(group["grid"]))))
-                self._gains[p] = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
+                self._gains[p] = rings.gain(state["law"])
                 if state["seen"] <= FIRST_BLOCK + group["every"]:
                     # So far it was the power after the prior's gain, which may be far from the first that is learned.
-                    count, beta2 = state["seen"] - 1, group["betas"][1]
-                    state["power"].copy_((1 - beta2**count) * power_after(self._gains[p], state["rings"][1], rings))
+                    weight = 1 - group["betas"][1] ** (state["seen"] - 1)
+                    state["power"].copy_(weight * rings.power_after(self._gains[p], state["rings"][1]))
         if p not in self._gains:
-            self._gains[p] = reconstruction_gain(PowerLaw(*state["law"]), rings.eigenvalues).T
+            self._gains[p] = rings.gain(state["law"])
         filtered = self._gains[p] * spectrum
         if not is_at_rest(group["lr"]):
             state["power"].lerp_(torch.linalg.vecdot(spectrum, filtered, dim=0) / len(spectrum), 1 - group["betas"][1])
@@ -350,11 +359,6 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
         signal.copy_(torch.where(higher, mean, signal))
         error.copy_(torch.where(higher, spread, error))
         block.zero_()
-
-
-def power_after(gain: Tensor, power: Tensor, rings: Rings) -> Tensor:
-    """``<g, K g>`` over a field's size, ``(fields,)``, of gradients with some ``power``, ``(fields, rings)``."""
-    return (rings.means(gain).T * power * rings.sizes).sum(1) / len(gain)
 
 
 def fitted_law(statistics: Tensor, rings: Rings, batches: int, axes: int) -> PowerLaw:

@@ -53,7 +53,11 @@ class PowerLaw(NamedTuple):
 
     def at(self, eigenvalues: Tensor) -> Tensor:
         """The ratio at eigenvalues of shape ``(n,)``: ``(fields, n)``."""
-        return torch.exp(self.log_scale[:, None] - self.exponent[:, None] * eigenvalues.log())
+        return self.logarithm(eigenvalues).exp()
+
+    def logarithm(self, eigenvalues: Tensor) -> Tensor:
+        """That of :meth:`at`."""
+        return self.log_scale[:, None] - self.exponent[:, None] * eigenvalues.log()
 
 
 def laplacian_eigenvalues(shape: Sequence[int]) -> Tensor:
@@ -93,11 +97,15 @@ def fit_power_law(ratio: Tensor, deviation: Tensor, eigenvalues: Tensor, axes: i
     """
     candidates = torch.cartesian_prod(LOG_SCALES, EXPONENTS).to(ratio)
     scales, exponents = candidates.unbind(1)
-    model = PowerLaw(scales, exponents).at(eigenvalues.to(ratio))
+    law = PowerLaw(scales, exponents)
     known = deviation.isfinite() & ratio.isfinite()
-    ratio, deviation = (torch.where(known, each, 0)[:, None] for each in (ratio, deviation))
-    variance = deviation.square() + (TOLERANCE * model).square()
-    misfit = torch.where(known[:, None], (ratio - model).square() / variance + variance.log(), 0).sum(2)
+    # Relative to the law's value, whose square may be more than float32 can hold.
+    relative, spread = (
+        torch.where(known, each, 0)[:, None] / law.at(eigenvalues.to(ratio)) for each in (ratio, deviation)
+    )
+    variance = spread.square() + TOLERANCE**2
+    log_variance = variance.log() + 2 * law.logarithm(eigenvalues.to(ratio))
+    misfit = torch.where(known[:, None], (relative - 1).square() / variance + log_variance, 0).sum(2)
     misfit += ((scales - PRIOR_LOG_SCALE) / PRIOR_LOG_SCALE_DEVIATION).square()
     misfit += ((exponents - (axes + 1) / 2) / PRIOR_EXPONENT_DEVIATION).square()
     posterior = torch.softmax(-misfit / 2, 1)

@@ -42,7 +42,7 @@ class Task:
         setting: with a data set of its own.
         noisy_images: whether they are images whose labels are noisy.
         has_grid: whether the inputs of some layer are pixels or moments in time, which a filter can smooth over.
-        seeds: how many there are of what is attached to it at several learning rates, where that is not ten.
+        seeds: of the comparisons at several learning rates; None for ten.
     """
 
     setting: Setting
@@ -75,8 +75,7 @@ CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
 CIFAR_PERCEPTRON = "CIFAR-10, human labels"
 DIGITS = "digits, 15 % noise"
 
-SLOW = 3
-"""Seeds of the tasks that take longest."""
+SEEDS_OF_SLOW_TASKS = 3
 
 TASKS = {
     MNIST: Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
@@ -84,13 +83,15 @@ TASKS = {
     FASHION: Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
     "Fashion-MNIST, 15 % noise, ConvNet": Task(
-        _setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True, seeds=SLOW
+        _setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True, seeds=SEEDS_OF_SLOW_TASKS
     ),
-    CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True, seeds=SLOW),
-    CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True, seeds=SLOW),
+    CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True, seeds=SEEDS_OF_SLOW_TASKS),
+    CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True, seeds=SEEDS_OF_SLOW_TASKS),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise": Task(_setting("crop", "SimpleNet", 30, 0.15), has_grid=True),
-    "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15), has_grid=True, seeds=SLOW),
+    "Crop, 15 % noise, ConvNet1d": Task(
+        _setting("crop", "ConvNet1d", 15, 0.15), has_grid=True, seeds=SEEDS_OF_SLOW_TASKS
+    ),
     "adult": Task(_setting("adult", "TabularNet", 10)),
     "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
     "California housing": Task(_setting("california-housing", "TabularNet", 20)),
@@ -122,8 +123,7 @@ def _trials() -> Iterator[Trial]:
         constant, cosine = (label(name, base, step) for step in ("constant", "cosine"))
         for lr in RATES[base]:
             yield Trial(constant, {"lr": lr}, Arm(constant, _recipe(base, lr), task.setting))
-            for share in (1, 2):
-                epochs = max(1, task.setting.epochs // share)
+            for epochs in dict.fromkeys(max(1, task.setting.epochs // share) for share in (1, 2)):
                 recipe = replace(_recipe(base, lr), schedule=COSINE)
                 setting = replace(task.setting, epochs=epochs)
                 yield Trial(cosine, {"lr": lr, "epochs": epochs}, Arm(cosine, recipe, setting))
@@ -191,19 +191,20 @@ def with_filters(tasks: Iterable[str]) -> Experiment:
 
 SELDOM = f"{PAGE}-every"
 
-COMPARED_SELDOM = (MNIST, "Crop", "California housing", DIGITS)
+SELDOM_ON = (MNIST, "Crop", "California housing", DIGITS)
 """Tasks on which gradients are compared at every fourth step, too, as SNRAnnealing does by default."""
 
 
-def with_rare_comparisons(tasks: Iterable[str]) -> Experiment:
+def comparing_seldom(tasks: Iterable[str]) -> Experiment:
     """SNRAnnealing at the optimizer's tuned rate, with gradients compared at each step and at every fourth."""
     arms = []
-    for name, base in itertools.product((name for name in tasks if name in COMPARED_SELDOM), BASES):
+    for name, base in itertools.product((name for name in tasks if name in SELDOM_ON), BASES):
         if is_chosen(SEARCH, label(name, base, "constant")):
             often = annealed(_recipe(base, chosen(SEARCH, label(name, base, "constant"))["lr"]))
             for every in (1, 4):
                 recipe = often if every == 1 else with_options(often, "annealing", every=every)
-                arms.append(Arm(label(name, base, f"every={every}"), recipe, TASKS[name].setting))
+                tuned = ("learning rate of the optimizer alone",)
+                arms.append(Arm(label(name, base, f"every={every}"), recipe, TASKS[name].setting, tuned))
     return Experiment(
         name=SELDOM,
         title="Four tasks: SNRAnnealing that compares gradients at each step, and at every fourth",
@@ -215,7 +216,7 @@ def with_rare_comparisons(tasks: Iterable[str]) -> Experiment:
 EXPERIMENTS = (
     on(TASKS),
     with_filters(TASKS),
-    with_rare_comparisons(TASKS),
+    comparing_seldom(TASKS),
     Experiment(
         name=SEARCH,
         title="Many tasks: learning rates, and of a cosine the number of epochs, on the validation data",

@@ -77,11 +77,13 @@ class Reconstruction(NamedTuple):
     learnt: Learnt | None
 
 
-def reconstruct_again(task: Problem, chosen: Mapping[str, Outcome], seed: int) -> dict[str, Reconstruction]:
-    """What each method makes of a task of one seed at the rate and the step that were chosen for it."""
+def reconstruct_again(
+    task: Problem, chosen: Mapping[str, Outcome], seed: int, steps: int = STEPS
+) -> dict[str, Reconstruction]:
+    """What each method makes of a task of one seed at the rate and the step, of so many, that were chosen for it."""
     runs = [(name, outcome.rate) for name, outcome in chosen.items()]
     last, found = max(outcome.step for outcome in chosen.values()), {}
-    for step, courses in enumerate(_courses([task], runs, [seed], STEPS), 1):
+    for step, courses in enumerate(_courses([task], runs, [seed], steps), 1):
         for (name, outcome), (fields, optimizer) in zip(chosen.items(), courses, strict=True):
             if step == outcome.step:
                 learnt = optimizer.learnt()["0"] if isinstance(optimizer, FieldAdam) else None

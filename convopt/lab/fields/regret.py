@@ -1,6 +1,6 @@
 """How far a method ends from the best one, which the truth tells: ``python -m convopt.lab.fields.regret FILE.json``.
 
-Methods named after the file are measured again, if they have changed since.
+Methods named after FILE.json are measured again.
 """
 
 import json
@@ -181,13 +181,23 @@ def table(found: Mapping[str, Outcomes], name: str = "17-fields") -> Table:
     return Table(pd.DataFrame(rows), name, signed=True, index=2)
 
 
-def load(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Outcomes]]:
-    """What :func:`measure` found: provenance by method, "" for all not named; and outcomes by task and noise."""
+def load(file: Path) -> tuple[list[dict[str, Any]], dict[str, Outcomes]]:
+    """What :func:`measure` found: the provenance of each time, with what was measured; outcomes by task and noise."""
     content = json.loads(file.read_text())
     return content["provenance"], {
         condition: {name: [Outcome(*each) for each in of_seeds] for name, of_seeds in outcomes.items()}
         for condition, outcomes in content["outcomes"].items()
     }
+
+
+def told(provenances: Sequence[Mapping[str, Any]]) -> str:
+    """Where outcomes come from, a line for each time that some were measured: which methods, then when and where."""
+    lines = []
+    for made in provenances:
+        methods = dict.fromkeys(name for names in made["measured"].values() for name in names)
+        what = ", ".join(methods) if len(methods) < 4 else "all methods"
+        lines.append(f"{what}: {', '.join(str(made[name]) for name in ('date', 'processor', 'torch', 'commit'))}")
+    return "\n".join(lines)
 
 
 def measure(file: Path, study: Study, anew: Sequence[str] = ()) -> None:
@@ -197,18 +207,26 @@ def measure(file: Path, study: Study, anew: Sequence[str] = ()) -> None:
         file: of outcomes, or none yet.
         study: what to measure.
         anew: methods that have changed: they are measured again.
+
+    Raises:
+        ValueError: a method is none of the study's.
     """
-    content = json.loads(file.read_text()) if file.exists() else {"provenance": {}, "outcomes": {}}
-    made = provenance.collect("none") | {"date": date.today().isoformat()}
-    content["provenance"] |= dict.fromkeys(anew or [""], made)
-    for name, (make, levels) in study.tasks.items():
+    for name in anew:
+        if name not in study.methods:
+            raise ValueError(f"a method must be one of {', '.join(study.methods)}, got {name!r}")
+    content = json.loads(file.read_text()) if file.exists() else {"provenance": [], "outcomes": {}}
+    made = provenance.collect("none") | {"date": date.today().isoformat(), "measured": {}}
+    for task, (make, levels) in study.tasks.items():
         for noise in levels:
-            known = content["outcomes"].setdefault(f"{name}, {noise}", {})
+            condition = f"{task}, {noise}"
+            known = content["outcomes"].setdefault(condition, {})
             missing = [each for each in study.methods if each in anew or each not in known]
             if missing:
                 tasks = [make(noise, seed) for seed in study.seeds]
                 with arithmetic.threads(1):  # fields are small: threads would wait for each other
                     known |= reconstruct(tasks, missing, study.seeds, study.steps, study.rates)
+                content["provenance"] += [made] if not made["measured"] else []
+                made["measured"][condition] = missing
                 write_atomically(file, json.dumps(content).encode())
 
 

@@ -44,14 +44,9 @@ class Problem(Protocol):
         batch: how many of them are in a batch.
     """
 
-    @property
-    def truth(self) -> Tensor: ...  # noqa: D102
-
-    @property
-    def count(self) -> int: ...  # noqa: D102
-
-    @property
-    def batch(self) -> int: ...  # noqa: D102
+    truth: Tensor
+    count: int
+    batch: int
 
     def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
         """Of the loss of some training measurements, by several fields, ``(runs, size)``."""

@@ -1,7 +1,7 @@
 """Full waveform inversion: ``python -m convopt.lab.fields.waveform FILE.json`` measures it.
 
-How fast waves are under the ground, from what receivers at the surface record of shots there. The records are not
-linear in the velocity. Waves are computed by deepwave (Richardson, MIT licence), the extra ``waveform``.
+The task is to find how fast waves travel underground. Sources, called shots, and receivers are at the surface. What is
+recorded is not linear in the velocity. Waves are by deepwave (Richardson, MIT licence), the extra ``waveform``.
 """
 
 import sys
@@ -35,21 +35,6 @@ HELD_OUT = range(1, SHOTS, 4)
 
 TOGETHER = 32
 """Fields whose waves are computed together: more would take too much memory."""
-
-NAMES = (
-    *("SGD", "Adam", "Adam, cosine", "FieldAdam"),
-    *(f"width {width}, power 1" for width in (1, 3, 10, 30, 100)),
-    *(f"total variation {weight:g}" for weight in (3e-5, 1e-4, 3e-4)),
-)
-"""Of the methods, those that are tried: waves take long."""
-
-STUDY = regret.Study(
-    tasks={"waveform inversion": (lambda noise, seed: inversion(noise, seed), (0.1,))},
-    methods={name: METHODS[name] for name in NAMES},
-    seeds=range(3),
-    steps=200,
-    rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
-)
 
 
 @dataclass(frozen=True)
@@ -150,6 +135,22 @@ def recorded(fields: Tensor, shots: Tensor) -> Tensor:
         max_vel=2 * START[1],  # else the inner time step would follow the fields
     )
     return outputs[-1].unflatten(0, (len(fields), len(shots)))
+
+
+NAMES = (
+    *("SGD", "Adam", "Adam, cosine", "FieldAdam"),
+    *(f"width {width}, power 1" for width in (1, 3, 10, 30, 100)),
+    *(f"total variation {weight:g}" for weight in (3e-5, 1e-4, 3e-4)),
+)
+"""Of the methods, those that are tried: waves take long."""
+
+STUDY = regret.Study(
+    tasks={"waveform inversion": (inversion, (0.1,))},
+    methods={name: METHODS[name] for name in NAMES},
+    seeds=range(3),
+    steps=200,
+    rates=(3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+)
 
 
 if __name__ == "__main__":
