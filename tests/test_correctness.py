@@ -160,8 +160,8 @@ def test_predictions_of_many_runs_come_back_from_a_table_s_bytes(runs):
 
 @given(st.lists(st.floats(width=32, allow_subnormal=False)).map(np.float32))
 @example(np.float32([np.finfo(np.float32).max, np.nan, np.inf]))
-def test_rounding_keeps_numbers_to_a_ten_thousandth_and_what_is_no_number(values):
-    np.testing.assert_allclose(rounded(values), values, rtol=1.3e-4)
+def test_rounding_keeps_numbers_to_two_thousandths_and_what_is_no_number(values):
+    np.testing.assert_allclose(rounded(values), values, rtol=2e-3)
     np.testing.assert_array_equal(rounded(rounded(values)), rounded(values))
 
 

@@ -231,7 +231,7 @@ def test_what_the_network_says_of_each_input_is_kept(mnist_folder):
 def test_of_a_regression_the_squared_errors_are_kept():
     run = experiments.STRESS_CLEAN.run(experiments.SGD, "diabetes", epochs=1, seed=0)
     record = training.train(run)
-    assert unpack(record.predictions["test"]).mean() ** 0.5 == pytest.approx(record.final, rel=1e-5)
+    assert unpack(record.predictions["test"]).mean() ** 0.5 == pytest.approx(record.final, rel=1e-3)
 
 
 def test_damaged_predictions_are_refused():

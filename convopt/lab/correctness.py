@@ -112,7 +112,8 @@ def headline(results: Results, treatment: str, control: str, measure: str = "con
     are of; of other records and measures it is over seeds. "not measured" where no seed has both.
     """
     _require_tuned_alike(results, treatment, control)
-    if measure != "confirmation" or not all(record.predictions for record in results.records):
+    ended = [record for label in (treatment, control) for record in finished(results.arms.get(label, []))]
+    if measure != "confirmation" or not all(record.predictions for record in ended):
         return results.difference(treatment, control, measure)
     comparison = compare(results, Pair("", treatment, control))
     return "not measured" if comparison is None else format_interval(comparison.interval, 1, signed=True)

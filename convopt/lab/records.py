@@ -281,7 +281,20 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 },
             }
         )
-    write_atomically(path, pd.DataFrame(rows).to_parquet(None, index=False, compression="zstd", compression_level=19))
+    by_value = [name for name in rows[0] if name not in _RARELY_EQUAL] if rows else []
+    table = pd.DataFrame(rows).to_parquet(
+        None,
+        index=False,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=[*by_value, *(f"{name}.list.element" for name in CURVES if name not in _RARELY_EQUAL)],
+        use_byte_stream_split=[f"{name}.list.element" for name in _RARELY_EQUAL],
+    )
+    write_atomically(path, table)
+
+
+_RARELY_EQUAL = ("gradient_norm", "train_loss", "test_loss", "rho", "annealing_factor")
+"""Curves whose values hardly ever come twice: they take less place byte by byte than by a dictionary."""
 
 
 _PREDICTIONS = {split: f"{split}_predictions" for split in ("test", "confirmation")}
