@@ -124,7 +124,7 @@ class TestTheBaseOptimizer:
         ours, theirs = new_params(), new_params()
         optimizer = make(name, ours, annealing_ema=0.9)
         base = BASES[name](theirs)
-        annealing = SNRAnnealing(base, warmup=5, ema=0.9)
+        annealing = SNRAnnealing(base, warmup=5, ema=0.9, every=optimizer.param_groups[0]["every"])
         for step_grads in grads:
             train(optimizer, ours, [step_grads])
             train(base, theirs, [step_grads])
