@@ -18,6 +18,7 @@ import pandas as pd
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
 from convopt.lab.predictions import References, from_bytes, references, to_bytes
+from convopt.lab.rounding import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
 
@@ -53,12 +54,6 @@ as noisy as the training's; of annealed runs, the agreement of gradients and the
 ``SNRAnnealing``); of runs with averaged weights, whether these are what is evaluated (see ``WeightAveraging``); of runs
 with an adversary, the test accuracy against either.
 """
-
-DIGITS_OF_SECONDS = 3
-"""No more can be measured on a machine that does other things, too."""
-
-DIGITS_OF_KERNELS = 9
-"""They tell any two numbers in float32 apart."""
 
 
 class RecordsError(RuntimeError):
@@ -302,15 +297,6 @@ _PREDICTIONS = {split: f"{split}_predictions" for split in ("test", "confirmatio
 
 def _kept(name: str, curve: list[float]) -> list[float]:
     return with_digits(curve, DIGITS_OF_SECONDS) if name in SECONDS else curve
-
-
-def with_digits(nested: Any, digits: int) -> Any:
-    """Lists and dicts as they are, the numbers in them rounded to so many significant digits."""
-    if isinstance(nested, dict):
-        return {name: with_digits(value, digits) for name, value in nested.items()}
-    if isinstance(nested, list):
-        return [with_digits(value, digits) for value in nested]
-    return float(f"{nested:.{digits}g}")
 
 
 class Table:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from convopt.lab import arithmetic, data, provenance
 from convopt.lab.adversaries import STEPS, Adversary
 from convopt.lab.predictions import pack, rounded
-from convopt.lab.records import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, Record, with_digits
+from convopt.lab.records import Record
+from convopt.lab.rounding import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import TASKS, outputs_of
 from convopt.lab.trainer import Trainer, noisy_targets

@@ -223,10 +223,9 @@ class FieldAdam(SmoothingOptimizer):
         for group in self.param_groups:
             for name, p in named_params(group):
                 if group["grid"] is not None and "law" in self.state.get(p, {}):
-                    law = PowerLaw(*self.state[p]["law"].cpu())
-                    rings = self._rings_of(group, law.log_scale)
-                    gain = rings.means(rings.gain(self.state[p]["law"].cpu())).T
-                    found[name] = Learnt(law, rings.pooled, gain)
+                    law = self.state[p]["law"].cpu()
+                    rings = self._rings_of(group, law)
+                    found[name] = Learnt(PowerLaw(*law), rings.pooled, rings.means(rings.gain(law)).T)
         return found
 
     def _check_options(self, options: dict[str, Any]) -> None:
