@@ -1,11 +1,13 @@
 """The tasks whose parameters are fields, and the regret of a method against the best others."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from conftest import ROOT
 
 from convopt.lab import workspace
-from convopt.lab.fields import regret, waveform
+from convopt.lab.fields import regret, transfer, waveform
 from convopt.lab.fields.methods import METHODS, SmoothedAdam, total_variation_gradient
 from convopt.lab.fields.reconstruction import Outcome, Outcomes, reconstruct, reconstruct_again
 from convopt.lab.fields.tasks import TASKS, emission_volume, interpolated, photograph, scattered_samples, tomography
@@ -45,7 +47,7 @@ def test_without_a_width_it_is_about_as_good_as_the_best_fixed_one_and_far_bette
     tasks = [make(0.3, seed, side) for seed in (0, 1)]
     names = ("Adam, cosine", "FieldAdam", *widths)
     found = reconstruct(tasks, names, (0, 1), steps=200, rates=(3e-3, 1e-2, 3e-2))
-    psnr = {name: regret.mean_psnr(outcomes) for name, outcomes in found.items()}
+    psnr = {name: regret.mean_score(outcomes) for name, outcomes in found.items()}
     assert psnr["FieldAdam"] > psnr[regret.best_of(found, widths)] - 0.8
     assert psnr["FieldAdam"] > psnr["Adam, cosine"] + 1
 
@@ -61,7 +63,7 @@ def test_what_was_chosen_is_reconstructed_again():
     chosen = {name: of_seeds[0] for name, of_seeds in reconstruct([task], names, (0,), rates=(1e-2,)).items()}
     again = reconstruct_again(task, chosen, 0)
     for name, outcome in chosen.items():
-        assert psnr(again[name].field, task.truth) == pytest.approx(outcome.psnr, abs=0.01)
+        assert psnr(again[name].field, task.truth) == pytest.approx(outcome.score, abs=0.01)
     assert again["FieldAdam"].learnt.gain.shape == (1, len(again["FieldAdam"].learnt.eigenvalue))
 
 
@@ -98,9 +100,9 @@ def test_the_published_outcomes_are_of_all_tasks_methods_and_seeds(published):
         assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(regret.SEEDS)}
 
 
-def test_the_published_waveform_inversions_are_of_all_their_methods_and_seeds():
-    _, found = regret.load(ROOT / workspace.WAVEFORM)
-    study = waveform.STUDY
+@pytest.mark.parametrize(("file", "study"), [(workspace.WAVEFORM, waveform.STUDY)])
+def test_the_published_outcomes_of_a_study_are_of_all_its_methods_and_seeds(file, study):
+    _, found = regret.load(ROOT / file)
     assert list(found) == [f"{name}, {noise}" for name, (_, levels) in study.tasks.items() for noise in levels]
     for outcomes in found.values():
         assert outcomes.keys() == study.methods.keys()
@@ -113,7 +115,7 @@ def test_a_published_outcome_comes_out_again(published, condition):
     problem = TASKS[task][0](float(noise), 3)
     chosen = {name: published[condition][name][3] for name in ("FieldAdam", "Adam, cosine", "width 30, power 1")}
     for name, again in reconstruct_again(problem, chosen, 3).items():
-        assert psnr(again.field, problem.truth) == pytest.approx(chosen[name].psnr, abs=0.05)
+        assert psnr(again.field, problem.truth) == pytest.approx(chosen[name].score, abs=0.05)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -137,20 +139,74 @@ def test_the_gradient_of_a_waveform_inversion_is_its_derivative():
     assert slope == pytest.approx((ahead - behind) / 2e-2, rel=0.02)
 
 
+class Brightness(torch.nn.Module):
+    """Two classes, dark and bright; it keeps the images that it has seen."""
+
+    def __init__(self, weight: float):
+        super().__init__()
+        self.weight, self.seen = weight, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.detach())
+        logit = self.weight * (x * torch.linspace(0.5, 1.5, 16)).mean((1, 2, 3))
+        return torch.stack([-logit, logit], 1)
+
+
+def attack(weights: Sequence[float] = (1.0, 2.0, 3.0, 4.0)) -> transfer.Attack:
+    """On a dark image and a bright one; of the networks two are attacked, one chooses, one is another."""
+    images = torch.tensor([-0.2, 0.2]).view(2, 1, 1, 1) + 0.3 * torch.randn(2, 1, 16, 16).tanh()
+    networks = [Brightness(weight) for weight in weights]
+    return transfer.Attack(
+        images, torch.tensor([0, 1]), networks[:2], networks[2:3], networks[3:], epsilon=0.4, ends=(-0.7, 0.7)
+    )
+
+
+def test_an_attack_changes_each_pixel_by_epsilon_at_most_and_keeps_to_black_and_white():
+    task = attack()
+    fields = 100 * torch.randn(3, 2 * 256)
+    task.scores(fields)
+    (seen,) = task.others[0].seen
+    changed = seen.view(3, *task.images.shape)
+    assert (changed - task.images).abs().max() <= 0.4 + 1e-6
+    assert changed.abs().max() <= 0.7
+    assert changed.abs().max() == pytest.approx(0.7)
+
+
+def test_the_gradient_of_an_attack_is_its_derivative():
+    task, which = attack(), torch.tensor([1])
+    fields, direction = 0.1 * torch.randn(2, 512), torch.randn(2, 512)
+    ahead, behind = (task.loss(fields + sign * 1e-2 * direction, which) for sign in (1, -1))
+    slopes = (task.gradients(fields, which) * direction).sum(1)
+    torch.testing.assert_close(slopes, (ahead - behind) / 2e-2, rtol=0.02, atol=1e-6)
+    assert [bool(network.seen) for network in task.attacked] == [False, True]
+
+
+def test_an_attack_on_some_networks_misleads_others():
+    tasks = [attack(), attack()]
+    nothing = torch.zeros(1, 512)
+    names = ("Adam", "FieldAdam")
+    found = reconstruct(tasks, names, (0, 1), steps=25, rates=(0.3,))
+    for seed, task in enumerate(tasks):
+        assert task.scores(nothing) == 0
+        for name in names:
+            assert found[name][seed].score == 100
+            assert found[name][seed].error < task.errors(nothing)
+
+
 def test_a_seed_that_was_not_run_is_refused(published):
     with pytest.raises(ValueError, match="seed must be an integer from 0 to 9, got 10"):
         regret.of_seed(published, 10)
 
 
-def outcomes(*psnr_and_error: tuple[float, float]) -> list[Outcome]:
-    return [Outcome(psnr, 0.1, 25, error) for psnr, error in psnr_and_error]
+def outcomes(*score_and_error: tuple[float, float]) -> list[Outcome]:
+    return [Outcome(score, 0.1, 25, error) for score, error in score_and_error]
 
 
 def test_the_truth_chooses_one_width_for_all_seeds_and_held_out_measurements_one_for_each():
     found = {"a": outcomes((10, 1), (20, 3)), "b": outcomes((11, 2), (21, 2)), "ours": outcomes((10.5, 9), (22, 9))}
     assert regret.best_of(found, ["a", "b"]) == "b"
     chosen = regret.chosen_by_held_out(found, ["a", "b"])
-    assert [each.psnr for each in chosen] == [10, 21]
+    assert [each.score for each in chosen] == [10, 21]
     assert regret.gain(found["ours"], chosen).mean == 0.75
 
 
@@ -186,7 +242,7 @@ def test_a_method_that_has_changed_is_measured_again_alone(tmp_path, monkeypatch
     regret.measure(tmp_path / "fields.json", study, ["FieldAdam"])
     assert found == [["Adam", "FieldAdam"], ["FieldAdam"]]
     made, outcomes = regret.load(tmp_path / "fields.json")
-    assert {name: of_seeds[0].psnr for name, of_seeds in outcomes["task, 1"].items()} == {"Adam": 1, "FieldAdam": 2}
+    assert {name: of_seeds[0].score for name, of_seeds in outcomes["task, 1"].items()} == {"Adam": 1, "FieldAdam": 2}
     assert [each["measured"] for each in made] == [{"task, 1": ["Adam", "FieldAdam"]}, {"task, 1": ["FieldAdam"]}]
     assert regret.told(made).startswith("Adam, FieldAdam: ")
     with pytest.raises(ValueError, match="a method must be one of Adam, FieldAdam, got 'Adma'"):

@@ -21,13 +21,13 @@ class Outcome(NamedTuple):
     """What the held-out measurements chose for one seed.
 
     Attributes:
-        psnr: against the truth, in dB.
+        score: in dB, or the task's own unit.
         rate: the learning rate.
         step: after which it was stopped.
-        error: of the held-out measurements there, a mean square.
+        error: of the held-out measurements there.
     """
 
-    psnr: float
+    score: float
     rate: float
     step: int
     error: float
@@ -53,7 +53,7 @@ def reconstruct(
     errors, scores = [], []
     for step, courses in enumerate(_courses(tasks, runs, seeds, steps), 1):
         if step % EVERY == 0:
-            now = torch.stack([fields.detach().flatten(1) for fields, _ in courses], 1)
+            now = _by_seed([fields for fields, _ in courses], len(tasks))
             errors.append(torch.stack([task.errors(each) for task, each in zip(tasks, now, strict=True)]))
             scores.append(torch.stack([task.scores(each) for task, each in zip(tasks, now, strict=True)]))
     return {
@@ -96,23 +96,28 @@ def reconstruct_again(
 def _courses(
     tasks: Sequence[Problem], runs: Sequence[tuple[str, float]], seeds: Sequence[int], steps: int
 ) -> Iterator[list[tuple[Tensor, Optimizer]]]:
-    """After each step the fields, ``(seeds, *grid)``, of each run, a method and its rate, and their optimizer."""
-    grid = tasks[0].truth.shape
+    """After each step the fields of each run, a method and its rate, seed after seed; and their optimizer."""
+    of_one_seed, *grid = tasks[0].shape
     batches = tasks[0].count // tasks[0].batch
-    fields = [torch.zeros(len(tasks), *grid, requires_grad=True) for _ in runs]
+    fields = [torch.zeros(len(tasks) * of_one_seed, *grid, requires_grad=True) for _ in runs]
     optimizers = [
         METHODS[name](field, rate, grid, batches, steps) for (name, rate), field in zip(runs, fields, strict=True)
     ]
     for step, chosen in enumerate(_batches(tasks, seeds, steps)):
-        now = torch.stack([field.detach().flatten(1) for field in fields], 1)
+        now = _by_seed(fields, len(tasks))
         of_task = [task.gradients(each, which) for task, each, which in zip(tasks, now, chosen, strict=True)]
         for field, gradient in zip(fields, torch.stack(of_task).unbind(1), strict=True):
-            field.grad = gradient.view(field.shape)
+            field.grad = gradient.reshape(field.shape)
         for (name, rate), optimizer in zip(runs, optimizers, strict=True):
             if name in ANNEALED:
                 optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / steps)) / 2
             optimizer.step()
         yield list(zip(fields, optimizers, strict=True))
+
+
+def _by_seed(fields: Sequence[Tensor], seeds: int) -> Tensor:
+    """The fields of several runs, ``(seeds, runs, size)``."""
+    return torch.stack([each.detach().reshape(seeds, -1) for each in fields], 1)
 
 
 def _batches(tasks: Sequence[Problem], seeds: Sequence[int], steps: int) -> Iterator[list[Tensor]]:

@@ -50,14 +50,14 @@ UNSMOOTHED = ("SGD", "Adam", BASELINE)
 """The methods that smooth nothing."""
 
 
-def mean_psnr(outcomes: Sequence[Outcome]) -> float:
+def mean_score(outcomes: Sequence[Outcome]) -> float:
     """Over seeds."""
-    return statistics.fmean(each.psnr for each in outcomes)
+    return statistics.fmean(each.score for each in outcomes)
 
 
 def best_of(outcomes: Outcomes, names: Iterable[str]) -> str:
     """The method, of those named and measured, with the highest mean score: what only the truth can tell."""
-    return max((name for name in names if name in outcomes), key=lambda name: mean_psnr(outcomes[name]))
+    return max((name for name in names if name in outcomes), key=lambda name: mean_score(outcomes[name]))
 
 
 def chosen_by_held_out(outcomes: Outcomes, names: Iterable[str]) -> list[Outcome]:
@@ -78,14 +78,14 @@ def best_for_all(found: Mapping[str, Outcomes], names: Iterable[str]) -> str:
     names = list(names)
 
     def worst(name: str) -> float:
-        return max(mean_psnr(of[best_of(of, names)]) - mean_psnr(of[name]) for of in found.values())
+        return max(mean_score(of[best_of(of, names)]) - mean_score(of[name]) for of in found.values())
 
     return min(names, key=worst)
 
 
 def gain(ours: Sequence[Outcome], others: Sequence[Outcome]) -> Interval:
     """How many dB ``ours`` is above the others, paired by seed."""
-    return mean_interval([own.psnr - other.psnr for own, other in zip(ours, others, strict=True)])
+    return mean_interval([own.score - other.score for own, other in zip(ours, others, strict=True)])
 
 
 def ways(found: Mapping[str, Outcomes]) -> dict[str, dict[str, Sequence[Outcome]]]:
@@ -121,11 +121,12 @@ def facts(found: Mapping[str, Outcomes]) -> dict[str, Any]:
     of_ways, over_width = ways(found), over_best_width(found)
     ours, penalized = of_ways["FieldAdam"], of_ways["total variation, weight chosen by held-out data"]
     behind = {way: [-over_width[way, condition].mean for condition in of_way] for way, of_way in of_ways.items()}
-    over_adam = [mean_psnr(ours[condition]) - mean_psnr(of[BASELINE]) for condition, of in found.items()]
+    over_adam = [mean_score(ours[condition]) - mean_score(of[BASELINE]) for condition, of in found.items()]
     over_plain = [
-        mean_psnr(ours[condition]) - max(mean_psnr(of[name]) for name in UNSMOOTHED) for condition, of in found.items()
+        mean_score(ours[condition]) - max(mean_score(of[name]) for name in UNSMOOTHED)
+        for condition, of in found.items()
     ]
-    over_ours = [mean_psnr(penalized[condition]) - mean_psnr(ours[condition]) for condition in found]
+    over_ours = [mean_score(penalized[condition]) - mean_score(ours[condition]) for condition in found]
     return {
         "conditions": len(found),
         "widths": len(FIXED),
@@ -158,22 +159,21 @@ def over_best_of_each(outcomes: Outcomes) -> dict[str, Interval]:
     return {kind: gain(outcomes["FieldAdam"], outcomes[best_of(outcomes, names)]) for kind, names in OTHERS.items()}
 
 
-def table(found: Mapping[str, Outcomes], name: str = "17-fields") -> Table:
-    """Scores of the main methods by task and noise, and FieldAdam's difference to them."""
+def table(found: Mapping[str, Outcomes], name: str = "17-fields", noise: str = "noise", unit: str = "dB") -> Table:
+    """Scores of the main methods by task and level of noise, and FieldAdam's difference to them."""
     rows = []
     for condition, outcomes in found.items():
-        task, noise = condition.rsplit(", ", 1)
+        task, level = condition.rsplit(", ", 1)
         width, weight = best_of(outcomes, FIXED), best_of(outcomes, PENALIZED)
         ours = outcomes["FieldAdam"]
         rows.append(
             {
                 "task": task,
-                "noise": noise,
+                noise: level,
                 "minus best fixed width": gain(ours, outcomes[width]),
                 f"minus {BASELINE}": gain(ours, outcomes[BASELINE]),
                 "minus best total variation": gain(ours, outcomes[weight]),
-                "FieldAdam (dB)": mean_psnr(ours),
-                **{f"{name} (dB)": mean_psnr(outcomes[name]) for name in UNSMOOTHED},
+                **{f"{which} ({unit})": mean_score(outcomes[which]) for which in ("FieldAdam", *UNSMOOTHED)},
                 "best fixed width": width,
                 "best total variation": weight.removeprefix("total variation "),
             }

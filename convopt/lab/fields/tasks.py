@@ -36,26 +36,28 @@ class Measurements(NamedTuple):
 
 
 class Problem(Protocol):
-    """A field and what is known of it.
+    """Fields to be found, and what is known of them. Each run has fields of its own, ``(runs, size)``."""
 
-    Attributes:
-        truth: the field; for the score alone.
-        count: how many training measurements there are.
-        batch: how many of them are in a batch.
-    """
+    @property
+    def shape(self) -> Sequence[int]:
+        """How many fields there are, then their grid."""
 
-    truth: Tensor
-    count: int
-    batch: int
+    @property
+    def count(self) -> int:
+        """How many training measurements there are."""
+
+    @property
+    def batch(self) -> int:
+        """How many of them are in a batch."""
 
     def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
-        """Of the loss of some training measurements, by several fields, ``(runs, size)``."""
+        """Of the loss of some training measurements, ``(runs, size)``."""
 
     def errors(self, fields: Tensor) -> Tensor:
-        """Mean squares of the held-out measurements' errors, ``(runs,)``."""
+        """Of the held-out measurements, ``(runs,)``; less is better."""
 
     def scores(self, fields: Tensor) -> Tensor:
-        """How near the fields are to the truth, in dB, ``(runs,)``."""
+        """What nobody knows who looks for the fields, ``(runs,)``; more is better."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,11 @@ class Task:
     train: Measurements
     held_out: Measurements
     batch: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """One field, on its grid."""
+        return 1, *self.truth.shape
 
     @property
     def count(self) -> int:

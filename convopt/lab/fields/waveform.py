@@ -5,6 +5,7 @@ recorded is not linear in the velocity. Waves are by deepwave (Richardson, MIT l
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class Inversion:
     records: Tensor
     scale: float
     batch: int = 2
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """One field, on its grid."""
+        return 1, *SHAPE
 
     @property
     def count(self) -> int:
