@@ -215,6 +215,18 @@ class TestOptions:
             assert one.isfinite().all()
             torch.testing.assert_close(one, other)
 
+    def test_steps_keep_their_size_after_a_first_gradient_that_was_far_smaller(self):
+        """The next ones are judged to be outliers for some steps; their power counts all the same."""
+        moved = []
+        for first in (1.0, 1e-4):
+            x = nn.Parameter(torch.zeros(16, 16))
+            optimizer = FieldAdam([x], lr=0.01, grid=(16, 16))
+            for scale in (first, *[1.0] * 6):
+                before, x.grad = x.detach().clone(), scale * torch.ones(16, 16)
+                optimizer.step()
+            moved.append((x.detach() - before).norm().item())
+        assert moved[1] == pytest.approx(moved[0], rel=0.15)
+
     def test_a_transform_of_the_truth_is_no_matter_of_layout(self):
         """A transposed gradient is the same gradient."""
         x, y = (nn.Parameter(torch.zeros(6, 8)) for _ in range(2))

@@ -115,7 +115,7 @@ class FieldLaw(AdamWLaw):
             average, step, power = state["exp_avg"], state["step"], state["power"]
             average.lerp_(direction, 1 - beta1)
             # Counted apart from the steps, which a checkpoint of AdamW brings. Before the first, a step is at rest.
-            root = (power / (1 - beta2 ** max(state["seen"], 1))).sqrt() + group["eps"]
+            root = (power / (1 - beta2 ** max(state["averaged"], 1))).sqrt() + group["eps"]
             scale = lr / (1 - beta1**step) / root
             if group["weight_decay"]:
                 p.mul_(1 - lr * group["weight_decay"])
@@ -146,7 +146,7 @@ class FieldAdam(SmoothingOptimizer):
     It is made for measurements that are about linear in the field, and an early stop: choose the last step by held-out
     measurements. In waveform inversion, which is not linear, a wide fixed smoothing does better than its gain. Where a
     field has flat parts and edges, a penalty on its total variation does better. A step takes two transforms, many
-    times what Adam's takes.
+    times what Adam's takes; on an accelerator it waits for the device.
 
     Parameters without a grid get AdamW. Constraints are yours: project after the step.
 
@@ -252,6 +252,7 @@ class FieldAdam(SmoothingOptimizer):
             "power": (fields,),
             "usual_power": (),
             "seen": None,
+            "averaged": None,
         }
 
     def _option_changed(self, group: dict[str, Any], name: str) -> None:
@@ -270,7 +271,7 @@ class FieldAdam(SmoothingOptimizer):
         state["law"] = torch.stack(prior_law(len(state["power"]), len(group["grid"]))).to(like)
         state["rings"][5] = math.inf
         state["usual_power"] = new_usual_power(p.device)
-        state["seen"] = 0
+        state["seen"] = state["averaged"] = 0
         return True
 
     def _observe(self, parts: list[Part], loss: Tensor | float | None) -> dict[Tensor, Tensor]:
@@ -294,12 +295,14 @@ class FieldAdam(SmoothingOptimizer):
                 self._gains[p] = rings.gain(state["law"])
                 if state["seen"] <= FIRST_BLOCK + group["every"]:
                     # So far it was the power after the prior's gain, which may be far from the first that is learned.
-                    weight = 1 - group["betas"][1] ** (state["seen"] - 1)
+                    state["averaged"] = state["seen"] - 1
+                    weight = 1 - group["betas"][1] ** state["averaged"]
                     state["power"].copy_(weight * rings.power_after(self._gains[p], state["rings"][1]))
         if p not in self._gains:
             self._gains[p] = rings.gain(state["law"])
         filtered = self._gains[p] * spectrum
         if not is_at_rest(group["lr"]):
+            state["averaged"] += 1
             state["power"].lerp_(torch.linalg.vecdot(spectrum, filtered, dim=0) / len(spectrum), 1 - group["betas"][1])
         return spectrum_to_fields(filtered, rings.bases).view(p.shape)
 

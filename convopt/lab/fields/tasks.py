@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 HELD_OUT = 512
-"""Measurements that choose rates and steps; at least a quarter as many as the training ones."""
+"""Measurements that choose rates and steps, at least: a quarter as many as train, of textures as pixels."""
 
 
 class Measurements(NamedTuple):
@@ -167,7 +167,7 @@ def _scenes() -> tuple[Tensor, ...]:
 
 
 def photograph(seed: int, side: int) -> Tensor:
-    """A part of one of scikit-learn's two photographs, grey, ``(side, side)``; another one for each seed below 20."""
+    """A part of a photograph of scikit-learn's, grey, ``(side, side)``. Seeds below 20 have others; they overlap."""
     scene = _scenes()[seed % 2]
     size = (256, 384)[seed // 10 % 2]
     row, column = divmod(seed // 2 % 5, 3)
