@@ -134,9 +134,14 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
 def _over_inputs(values: bytes, n_seeds: int) -> np.ndarray:
     """The mean over each draw of inputs, ``(CHUNKS * CHUNK, n_seeds)``, of float64 ``values`` by seed and input."""
     values = np.frombuffer(values).reshape(n_seeds, -1)
-    n_inputs = values.shape[1]
-    of_inputs, _ = _draws(n_inputs, n_seeds)
-    return np.concatenate([(of_chunk / n_inputs) @ values.T for of_chunk in np.split(of_inputs, CHUNKS)])
+    weights = _weights(values.shape[1], n_seeds)
+    return np.concatenate([of_chunk @ values.T for of_chunk in np.split(weights, CHUNKS)])
+
+
+@lru_cache(maxsize=1)  # of many inputs it is large, and arms with as many follow each other
+def _weights(n_inputs: int, n_seeds: int) -> np.ndarray:
+    """The share of each input in each draw, ``(CHUNKS * CHUNK, n_inputs)``."""
+    return _draws(n_inputs, n_seeds)[0] / n_inputs
 
 
 @lru_cache(maxsize=16)  # many arms have as many seeds and inputs
