@@ -100,7 +100,9 @@ def test_the_published_outcomes_are_of_all_tasks_methods_and_seeds(published):
         assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(regret.SEEDS)}
 
 
-@pytest.mark.parametrize(("file", "study"), [(workspace.WAVEFORM, waveform.STUDY)])
+@pytest.mark.parametrize(
+    ("file", "study"), [(workspace.WAVEFORM, waveform.STUDY), (workspace.TRANSFER, transfer.STUDY)]
+)
 def test_the_published_outcomes_of_a_study_are_of_all_its_methods_and_seeds(file, study):
     _, found = regret.load(ROOT / file)
     assert list(found) == [f"{name}, {noise}" for name, (_, levels) in study.tasks.items() for noise in levels]

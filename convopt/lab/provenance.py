@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Iterable
+from datetime import date
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 def collect(data_checksum: str) -> dict[str, Any]:
     """The provenance of a result computed now, here, on data of this checksum: strings and ints by name."""
     return {**_environment(), "data": data_checksum}
+
+
+def dated(data_checksum: str = "none") -> dict[str, Any]:
+    """That of :func:`collect`, with the day: for measurements, which no run's configuration identifies."""
+    return collect(data_checksum) | {"date": date.today().isoformat()}
 
 
 @lru_cache(maxsize=1)

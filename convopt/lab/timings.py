@@ -1,7 +1,6 @@
 """The files in which measurements of ``convopt bench`` are kept, with where they come from."""
 
 import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,4 +42,4 @@ def rows_of(path: Path, device: str) -> Rows:
 
 def _here_and_now(device: str) -> dict[str, Any]:
     accelerator = {"accelerator": torch.cuda.get_device_name()} if device == "cuda" else {}
-    return provenance.collect("none") | {"date": date.today().isoformat()} | accelerator
+    return provenance.dated() | accelerator

@@ -20,6 +20,9 @@ FIELDS = Path("book/records/fields.json")
 WAVEFORM = Path("book/records/fields-waveform.json")
 """Those of velocities, inside the project folder."""
 
+TRANSFER = Path("book/records/fields-transfer.json")
+"""The published changes of images that mislead networks, inside the project folder."""
+
 RUNS = Path("runs")
 """The store of one's own runs, in the current folder."""
 

@@ -7,13 +7,12 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from convopt.lab import arithmetic, provenance
+from convopt.lab import arithmetic, data, provenance
 from convopt.lab.fields.methods import FIXED, METHODS, PENALIZED, RATES, Make
 from convopt.lab.fields.reconstruction import STEPS, Outcome, Outcomes, reconstruct
 from convopt.lab.fields.tasks import TASKS, Problem
@@ -31,6 +30,7 @@ class Study(NamedTuple):
         seeds: of fields, measurements and batches.
         steps: of a run.
         rates: learning rates, of which held-out measurements choose.
+        dataset: that tasks are made from, where they need one.
     """
 
     tasks: Mapping[str, tuple[Callable[[float, int], Problem], Sequence[float]]]
@@ -38,6 +38,7 @@ class Study(NamedTuple):
     seeds: Sequence[int]
     steps: int
     rates: Sequence[float]
+    dataset: str | None = None
 
 
 SEEDS = range(10)
@@ -215,7 +216,7 @@ def measure(file: Path, study: Study, anew: Sequence[str] = ()) -> None:
         if name not in study.methods:
             raise ValueError(f"a method must be one of {', '.join(study.methods)}, got {name!r}")
     content = json.loads(file.read_text()) if file.exists() else {"provenance": [], "outcomes": {}}
-    made = provenance.collect("none") | {"date": date.today().isoformat(), "measured": {}}
+    made = provenance.dated(data.load(study.dataset).checksum if study.dataset else "none") | {"measured": {}}
     for task, (make, levels) in study.tasks.items():
         for noise in levels:
             condition = f"{task}, {noise}"

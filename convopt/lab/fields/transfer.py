@@ -159,6 +159,7 @@ STUDY = regret.Study(
     seeds=range(10),
     steps=100,
     rates=(3e-2, 1e-1, 3e-1, 1.0),
+    dataset=DATASET,
 )
 
 
