@@ -40,7 +40,7 @@ def test_help_names_every_command():
         (["report"], "EXPERIMENT"),
         (["records"], "COMMAND"),
         (["verify"], "--sample"),
-        (["verify", "--sample", "9999"], "published runs to draw from"),
+        (["verify", "--sample", "99999"], "published runs to draw from"),
         (["reproduce", "--experiment", "99-nothing"], "06-stress-test"),
         (["bake"], "bake"),
         ([], "COMMAND"),

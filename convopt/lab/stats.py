@@ -123,7 +123,9 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
         return CrossedComparison(Interval(mean, None, None), 1.0, 1.0)
     n_seeds, n_inputs = arms[0].shape
     over_inputs = [_over_inputs(of_arm.tobytes(), n_seeds) for of_arm in arms]
-    means = np.einsum("rs,rs->r", _draws(n_inputs, n_seeds)[1] / n_seeds, over_inputs[0] - over_inputs[1])
+    # Of classifications all sums are exact: an end that lies between two digits is rounded alike on every machine.
+    sums = np.einsum("rs,rs->r", _draws(n_inputs, n_seeds)[1].astype(float), over_inputs[0] - over_inputs[1])
+    means = sums / (n_inputs * n_seeds)
     low, high = np.percentile(means, [2.5, 97.5])
     error = float(means.std()) or np.finfo(float).tiny
     upper = [stats.t.sf(distance / error, n_seeds - 1) for distance in (abs(mean), EQUIVALENCE - abs(mean))]
@@ -132,16 +134,15 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
 
 @lru_cache(maxsize=512)  # a page compares an arm with many others
 def _over_inputs(values: bytes, n_seeds: int) -> np.ndarray:
-    """The mean over each draw of inputs, ``(CHUNKS * CHUNK, n_seeds)``, of float64 ``values`` by seed and input."""
+    """The sum over each draw of inputs, ``(CHUNKS * CHUNK, n_seeds)``, of float64 ``values`` by seed and input."""
     values = np.frombuffer(values).reshape(n_seeds, -1)
-    weights = _weights(values.shape[1], n_seeds)
-    return np.concatenate([of_chunk @ values.T for of_chunk in np.split(weights, CHUNKS)])
+    return _draws_of_inputs(values.shape[1], n_seeds) @ values.T
 
 
 @lru_cache(maxsize=1)  # of many inputs it is large, and arms with as many follow each other
-def _weights(n_inputs: int, n_seeds: int) -> np.ndarray:
-    """The share of each input in each draw, ``(CHUNKS * CHUNK, n_inputs)``."""
-    return _draws(n_inputs, n_seeds)[0] / n_inputs
+def _draws_of_inputs(n_inputs: int, n_seeds: int) -> np.ndarray:
+    """How often each input is drawn, as products take it: ``(CHUNKS * CHUNK, n_inputs)``."""
+    return _draws(n_inputs, n_seeds)[0].astype(float)
 
 
 @lru_cache(maxsize=16)  # many arms have as many seeds and inputs

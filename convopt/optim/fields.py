@@ -144,9 +144,9 @@ class FieldAdam(SmoothingOptimizer):
     first gain that is learned.
 
     It is made for measurements that are about linear in the field, and an early stop: choose the last step by held-out
-    measurements. Where they are not, as in waveform inversion and adversarial attacks, a fixed smoothing did better.
-    Where a field has flat parts and edges, a penalty on its total variation does better. A step takes two transforms,
-    many times what Adam's takes; on an accelerator it waits for the device.
+    measurements. Where they are not, as in waveform inversion and adversarial attacks, the best fixed smoothing did
+    better. Where a field has flat parts and edges, a penalty on its total variation does better. A step takes two
+    transforms, many times what Adam's takes; on an accelerator it waits for the device.
 
     Parameters without a grid get AdamW. Constraints are yours: project after the step.
 

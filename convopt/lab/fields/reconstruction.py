@@ -69,7 +69,7 @@ class Reconstruction(NamedTuple):
     """A field where it was stopped.
 
     Attributes:
-        field: its values.
+        field: its values, or those of all fields where a task has several.
         learnt: what FieldAdam has learnt about it; None of other methods.
     """
 
@@ -87,7 +87,7 @@ def reconstruct_again(
         for (name, outcome), (fields, optimizer) in zip(chosen.items(), courses, strict=True):
             if step == outcome.step:
                 learnt = optimizer.learnt()["0"] if isinstance(optimizer, FieldAdam) else None
-                found[name] = Reconstruction(fields[0].detach().clone(), learnt)
+                found[name] = Reconstruction(fields.detach().squeeze(0).clone(), learnt)
         if step == last:
             break
     return {name: found[name] for name in chosen}

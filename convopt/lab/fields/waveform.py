@@ -129,7 +129,7 @@ def recorded(fields: Tensor, shots: Tensor) -> Tensor:
 
     count, (depth, width) = len(fields) * len(shots), SHAPE
     # At rates far too high a field may leave all bounds; faster waves would need a shorter inner time step.
-    velocity = (torch.linspace(*START, depth)[:, None] + UNIT * fields).clamp(max=FASTEST)
+    velocity = (torch.linspace(*START, depth)[:, None] + UNIT * fields).clamp(-FASTEST, FASTEST)
     places = torch.linspace(2, width - 3, SHOTS).round().long()[shots].repeat(len(fields))
     receivers = torch.stack([torch.ones(width, dtype=torch.int64), torch.arange(width)], 1)
     wavelet = deepwave.wavelets.ricker(FREQUENCY, SAMPLES, INTERVAL, 1 / FREQUENCY)
