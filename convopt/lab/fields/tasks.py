@@ -60,6 +60,15 @@ class Problem(Protocol):
         """What nobody knows who looks for the fields, ``(runs,)``; more is better."""
 
 
+def gradients_in_parts(loss: Callable[[Tensor], Tensor], fields: Tensor, together: int) -> Tensor:
+    """Of losses, ``(runs,)``, by fields ``(runs, size)``, so many runs together: all would take too much memory."""
+    fields = fields.detach().requires_grad_()
+    for some in fields.split(together):
+        loss(some).sum().backward()
+    assert fields.grad is not None
+    return fields.grad
+
+
 @dataclass(frozen=True)
 class Task:
     """A field that is seen through weighted sums.

@@ -19,6 +19,7 @@ from torch import Generator, Tensor, nn
 from convopt.lab import data
 from convopt.lab.fields import regret
 from convopt.lab.fields.methods import METHODS
+from convopt.lab.fields.tasks import gradients_in_parts
 from convopt.lab.runs import Choice, Run
 from convopt.lab.trainer import Trainer
 
@@ -70,11 +71,7 @@ class Attack:
 
     def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
         """Of :meth:`loss`, by fields ``(runs, size)``."""
-        fields = fields.detach().requires_grad_()
-        for some in fields.split(TOGETHER):
-            self.loss(some, which).sum().backward()
-        assert fields.grad is not None
-        return fields.grad
+        return gradients_in_parts(lambda some: self.loss(some, which), fields, TOGETHER)
 
     def loss(self, fields: Tensor, which: Tensor) -> Tensor:
         """Less the cross-entropy of some attacked networks, summed over the images, for each pixel, ``(runs,)``."""

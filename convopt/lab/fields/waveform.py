@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from convopt.lab.fields import regret
 from convopt.lab.fields.methods import METHODS
+from convopt.lab.fields.tasks import gradients_in_parts
 
 SHAPE = (32, 48)
 SPACING = 12.5
@@ -69,11 +70,7 @@ class Inversion:
 
     def gradients(self, fields: Tensor, which: Tensor) -> Tensor:
         """Of :meth:`loss`, by fields ``(runs, size)``."""
-        fields = fields.detach().requires_grad_()
-        for some in fields.split(TOGETHER):
-            self.loss(some, which).sum().backward()
-        assert fields.grad is not None
-        return fields.grad
+        return gradients_in_parts(lambda some: self.loss(some, which), fields, TOGETHER)
 
     def loss(self, fields: Tensor, which: Tensor) -> Tensor:
         """Half the mean squared error of some training shots, ``(runs,)``."""
