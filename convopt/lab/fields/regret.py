@@ -85,7 +85,7 @@ def best_for_all(found: Mapping[str, Outcomes], names: Iterable[str]) -> str:
 
 
 def gain(ours: Sequence[Outcome], others: Sequence[Outcome]) -> Interval:
-    """How many dB ``ours`` is above the others, paired by seed."""
+    """How far ``ours`` is above the others, in the unit of their scores, paired by seed."""
     return mean_interval([own.score - other.score for own, other in zip(ours, others, strict=True)])
 
 
