@@ -68,6 +68,7 @@ CALLS: dict[str, Callable[[], object]] = {
     "through_normalisation": lambda: kernel_loss.through_normalisation(drawn(2, 5), torch.stack([TAPS, TAPS])),
     "frequencies": lambda: spectrum.frequencies(9),
     "dct_matrix": lambda: spectrum.dct_matrix(300),
+    "basis": lambda: spectrum.fields_to_spectrum(drawn(300), [spectrum.basis(300, torch.float32, torch.device("cpu"))]),
     "dct": lambda: spectrum.dct(IMAGE, [0, 1]),
     "idct": lambda: spectrum.idct(IMAGE, [0, 1]),
     "fields_to_spectrum": lambda: spectrum.fields_to_spectrum(IMAGE, BASES),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from convopt import FieldAdam
+from convopt.theory import spectrum
 from convopt.theory.fields import (
     PowerLaw,
     fit_power_law,
@@ -144,6 +145,18 @@ class TestReconstruction:
             x.grad = x.detach() - 1
             optimizer.step()
         assert (x - 1).abs().max() < 0.2
+
+    def test_an_fft_along_a_long_axis_takes_the_steps_of_the_matrix(self, monkeypatch):
+        ends = []
+        for long in (256, 257):
+            monkeypatch.setattr(spectrum, "LONG", long)
+            x = nn.Parameter(torch.zeros(2, 256, 5))
+            optimizer, generator = FieldAdam([x], grid=(256, 5)), torch.Generator().manual_seed(0)
+            for _ in range(30):
+                x.grad = x.detach() - 1 + torch.randn(2, 256, 5, generator=generator)
+                optimizer.step()
+            ends.append(x.detach().clone())
+        torch.testing.assert_close(*ends)
 
     def test_steps_do_not_depend_on_the_scale_of_the_loss(self):
         ends = []

@@ -3,7 +3,7 @@
 import pytest
 import scipy.fft
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convopt.theory import kernels, spectrum
@@ -105,6 +105,28 @@ def test_many_fields_go_to_their_frequencies_at_once(shape, count):
     bases = [spectrum.dct_matrix(length) for length in shape]
     expected = spectrum.dct(fields, range(-len(shape), 0)).reshape(count, -1).T
     torch.testing.assert_close(spectrum.fields_to_spectrum(fields, bases), expected)
+
+
+@given(
+    shapes.map(lambda shape: tuple(spectrum.LONG + length for length in shape)) | shapes,
+    st.integers(1, 2),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=20, deadline=None)
+def test_an_fft_along_long_axes_gives_what_the_matrix_gives_and_its_inverse_undoes_it(shape, count, dtype):
+    fields = field(count, *shape).to(dtype)
+    long = [spectrum.LongBasis(length, dtype, fields.device) for length in shape]
+    matrices = [spectrum.dct_matrix(length).to(dtype) for length in shape]
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 1e-12}
+    found = spectrum.fields_to_spectrum(fields, long)
+    torch.testing.assert_close(found, spectrum.fields_to_spectrum(fields, matrices), **tolerance)
+    torch.testing.assert_close(spectrum.spectrum_to_fields(found, long), fields, **tolerance)
+
+
+def test_only_long_axes_take_an_fft():
+    cpu = torch.device("cpu")
+    assert isinstance(spectrum.basis(spectrum.LONG, torch.float32, cpu), spectrum.LongBasis)
+    torch.testing.assert_close(spectrum.basis(8, torch.float64, cpu), spectrum.dct_matrix(8))
 
 
 @given(shapes, st.integers(1, 4), st.data())

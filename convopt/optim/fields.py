@@ -13,7 +13,7 @@ from convopt.optim._outliers import judge, new_usual_power
 from convopt.optim._updates import AdamWLaw
 from convopt.theory.fields import PowerLaw, fit_power_law, laplacian_eigenvalues, prior_law, reconstruction_gain
 from convopt.theory.smoothing import at_least_float32
-from convopt.theory.spectrum import dct_matrix, fields_to_spectrum, radial_bins, spectrum_to_fields
+from convopt.theory.spectrum import Basis, basis, fields_to_spectrum, radial_bins, spectrum_to_fields
 
 FIRST_BLOCK = 8
 """The gradients of the first block over which signal is averaged; each block ends after twice as many as the last."""
@@ -43,14 +43,14 @@ class Rings(NamedTuple):
     """The frequencies of a grid, pooled to rings.
 
     Attributes:
-        bases: for each axis the DCT as a matrix.
+        bases: the DCT along each axis.
         eigenvalues: of the Laplacian at each frequency, ``(frequencies,)``.
         bins: the ring of each frequency, ``(frequencies,)``.
         sizes: how many frequencies each ring holds, ``(rings,)``.
         pooled: the mean eigenvalue of each ring, ``(rings,)``.
     """
 
-    bases: tuple[Tensor, ...]
+    bases: tuple[Basis, ...]
     eigenvalues: Tensor
     bins: Tensor
     sizes: Tensor
@@ -71,7 +71,11 @@ class Rings(NamedTuple):
 
 def ring_sums(spectrum: Tensor, bins: Tensor, rings: int) -> Tensor:
     """The sum over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
-    return spectrum.new_zeros(rings, spectrum.shape[1]).index_add_(0, bins, spectrum)
+    fields = spectrum.shape[1]
+    if fields > 1:
+        bins = (bins[:, None] * fields + torch.arange(fields, device=bins.device)).flatten()
+    # On one axis three times as fast as on two.
+    return spectrum.new_zeros(rings * fields).scatter_add_(0, bins, spectrum.flatten()).view(rings, fields)
 
 
 def rings_of(grid: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rings:
@@ -80,7 +84,7 @@ def rings_of(grid: Sequence[int], dtype: torch.dtype, device: torch.device) -> R
     _, bins, sizes = torch.unique(radial_bins(grid, max(grid)).flatten(), return_inverse=True, return_counts=True)
     pooled = ring_sums(eigenvalues[:, None], bins, len(sizes))[:, 0] / sizes
     exact = (each.to(device, dtype) for each in (sizes, pooled))
-    bases = tuple(dct_matrix(length).to(device, dtype) for length in grid)
+    bases = tuple(basis(length, dtype, device) for length in grid)
     return Rings(bases, eigenvalues.to(device, dtype), bins.to(device), *exact)
 
 
