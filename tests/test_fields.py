@@ -137,6 +137,19 @@ class TestReconstruction:
             two.step()
         torch.testing.assert_close(together.detach(), torch.stack([x.detach() for x in apart]))
 
+    @pytest.mark.parametrize("fault", [math.nan, 1e6])
+    def test_a_field_whose_gradients_are_at_fault_keeps_no_other_from_learning(self, fault):
+        both, alone = nn.Parameter(torch.zeros(2, 16, 16)), nn.Parameter(torch.zeros(16, 16))
+        one, two = FieldAdam([both], grid=(16, 16)), FieldAdam([alone], grid=(16, 16))
+        generator = torch.Generator().manual_seed(0)
+        for step in range(40):
+            alone.grad = alone.detach() - 1 + torch.randn(16, 16, generator=generator)
+            both.grad = torch.stack([torch.full((16, 16), fault) if step % 2 else torch.ones(16, 16), alone.grad])
+            one.step()
+            two.step()
+        torch.testing.assert_close(both[1].detach(), alone.detach())
+        torch.testing.assert_close(one.learnt()["0"].gain[1], two.learnt()["0"].gain[0])
+
     @pytest.mark.parametrize("grid", [(24,), (6, 8), (4, 3, 5)])
     def test_grids_of_one_two_and_three_axes(self, grid):
         x = nn.Parameter(torch.zeros(2, *grid))

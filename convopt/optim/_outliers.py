@@ -34,7 +34,7 @@ def judge(power: Scalar, usual: Scalar) -> tuple[bool | Tensor, Scalar]:
         if usual == 0:
             return True, power
         return power <= LIMIT * usual, MEMORY * usual + (1 - MEMORY) * min(power, GROWTH * usual)
-    finite, known = is_finite(power), torch.as_tensor(usual > 0)
+    finite, known = is_finite(power), usual > 0 if isinstance(usual, Tensor) else torch.tensor(usual > 0, device="cpu")
     average = where(known, MEMORY * usual + (1 - MEMORY) * minimum(power, GROWTH * usual), power)
     return finite & (~known | (power <= LIMIT * usual)), where(finite, average, usual)
 

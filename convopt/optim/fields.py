@@ -9,7 +9,7 @@ from torch import Tensor
 
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
 from convopt.optim._checks import check_implementation, check_integer, grad_of, is_at_rest, named_params
-from convopt.optim._outliers import judge, new_usual_power
+from convopt.optim._outliers import judge
 from convopt.optim._updates import AdamWLaw
 from convopt.theory.fields import PowerLaw, fit_power_law, laplacian_eigenvalues, prior_law, reconstruction_gain
 from convopt.theory.smoothing import at_least_float32
@@ -143,9 +143,9 @@ class FieldAdam(SmoothingOptimizer):
     The scale c and the exponent s are fitted, for each field, to what gradients show at rings of equal frequency. Their
     signal is the mean product of consecutive gradients over blocks of 8, 16, 32, ... steps. Each ring keeps the block
     that establishes most signal, because what has been learnt no longer shows in the gradient. Their noise is that of
-    the last gradients. Until the first block is complete, R is that of a field with edges. A gradient that is not
-    finite, or has thirty times the usual norm, teaches nothing. The average in the denominator starts anew with the
-    first gain that is learned.
+    the last gradients. Until the first block is complete, R is that of a field with edges. A field learns nothing from
+    a gradient that is not finite, or has thirty times its usual norm. The average in the denominator starts anew with
+    the first gain that is learned.
 
     It is made for measurements that are about linear in the field, and an early stop: choose the last step by held-out
     measurements. Where they are not, as in waveform inversion and adversarial attacks, the best fixed smoothing did
@@ -254,7 +254,7 @@ class FieldAdam(SmoothingOptimizer):
             "rings": (6, fields, rings),
             "law": (2, fields),
             "power": (fields,),
-            "usual_power": (),
+            "usual_power": (fields,),
             "seen": None,
             "averaged": None,
         }
@@ -274,7 +274,7 @@ class FieldAdam(SmoothingOptimizer):
             state[name] = like.new_zeros(shapes[name] or ())
         state["law"] = torch.stack(prior_law(len(state["power"]), len(group["grid"]))).to(like)
         state["rings"][5] = math.inf
-        state["usual_power"] = new_usual_power(p.device)
+        state["usual_power"] = torch.zeros_like(state["power"], dtype=torch.float64)
         state["seen"] = state["averaged"] = 0
         return True
 
@@ -291,8 +291,8 @@ class FieldAdam(SmoothingOptimizer):
         gradient = at_least_float32(grad_of(p))
         rings = self._rings_of(group, gradient)
         spectrum = fields_to_spectrum(gradient, rings.bases)
-        if not is_at_rest(group["lr"]) and may_teach(state, spectrum):
-            learn_rings(state, spectrum, rings)
+        if not is_at_rest(group["lr"]) and (teaches := may_teach(state, spectrum)).any():
+            learn_rings(state, spectrum, rings, teaches)
             if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
                 batches = group["batches"] or state["seen"]
                 state["law"].copy_(torch.stack(fitted_law(state["rings"], rings, batches, len(group["grid"]))))
@@ -333,19 +333,20 @@ def check_field(grid: Any, shape: Sequence[int], name: str) -> None:
         )
 
 
-def may_teach(state: dict[str, Any], spectrum: Tensor) -> bool:
-    """Whether a gradient is finite and not far larger than usual; what is usual follows."""
-    power = torch.linalg.vector_norm(spectrum, dtype=torch.float64).square().item()
-    ordinary, usual = judge(power, state["usual_power"].item())
-    state["usual_power"].fill_(usual)
-    return bool(ordinary)
+def may_teach(state: dict[str, Any], spectrum: Tensor) -> Tensor:
+    """Which fields' gradients are finite and not far larger than usual, ``(fields,)``; what is usual follows."""
+    powers = torch.linalg.vector_norm(spectrum, dim=0, dtype=torch.float64).square()
+    one = len(powers) == 1  # floats are faster
+    ordinary, usual = judge(*(each.item() if one else each for each in (powers, state["usual_power"])))
+    state["usual_power"].copy_(torch.as_tensor(usual, dtype=torch.float64, device=powers.device))
+    return torch.as_tensor(ordinary, device=powers.device).expand(len(powers))
 
 
-def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
-    """Take a gradient's spectrum, ``(frequencies, fields)``, into the statistics of a field's rings.
+def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings, teaches: Tensor) -> None:
+    """Take a gradient's spectrum, ``(frequencies, fields)``, into the statistics of those fields that it teaches.
 
     The state's ``rings``, ``(6, fields, rings)``, are averages of the last products and powers, their sums over the
-    present block, and the established signal with its standard error.
+    present block, and the established signal with its standard error. Other fields stay at their averages.
     """
     recent, block, (signal, error) = state["rings"].split(2)
     seen = state["seen"] = state["seen"] + 1
@@ -353,9 +354,11 @@ def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings) -> None:
     if comparisons:
         products = spectrum * state["previous"], spectrum.square()
         means = torch.stack([rings.means(each).T for each in products])
+        if not teaches.all():
+            means = torch.where(teaches[:, None], means, recent)
         recent.lerp_(means, 1 - min(RECENT, 1 - 1 / comparisons))
         block += means
-    state["previous"].copy_(spectrum)
+    state["previous"].copy_(spectrum if teaches.all() else torch.where(teaches, spectrum, state["previous"]))
     if comparisons >= FIRST_BLOCK and comparisons & (comparisons - 1) == 0:
         length = comparisons if comparisons == FIRST_BLOCK else comparisons // 2
         mean, power = block / length
