@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
@@ -20,12 +21,14 @@ from subjects import (
     train,
 )
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from convopt import (
     ConvolutionalSGD,
     KernelRecorder,
     LaplacianSmoothingSGD,
     SNRAnnealing,
+    WeightAveraging,
     WienerAdamW,
     WienerFilter,
     WienerSGD,
@@ -330,7 +333,9 @@ class TestWhatCannotWork:
         with pytest.raises(RuntimeError, match="anneals itself"):
             optimizer.step()
 
-    @pytest.mark.parametrize("optimizer_class", [torch.optim.Rprop, torch.optim.LBFGS])
+    @pytest.mark.parametrize(
+        "optimizer_class", [torch.optim.Rprop, torch.optim.LBFGS, torch.optim.ASGD, torch.optim.Adafactor]
+    )
     def test_says_so_of_optimizers_that_do_not_step_by_their_rate(self, optimizer_class):
         with pytest.raises(TypeError, match=optimizer_class.__name__):
             SNRAnnealing(optimizer_class(new_params()))
@@ -345,6 +350,18 @@ class TestWhatCannotWork:
 
         with pytest.raises(TypeError, match="no learning rate"):
             SNRAnnealing(Adafactor(new_params()))
+
+    @pytest.mark.parametrize("attach", [SNRAnnealing, WienerFilter])
+    def test_says_so_of_steps_that_are_to_be_differentiated(self, attach):
+        optimizer = torch.optim.SGD(groups_of(new_params()), lr=0.1, differentiable=True)
+        with pytest.raises(RuntimeError, match=f"{attach.__name__} cannot be differentiated"):
+            attach(optimizer)
+
+    @pytest.mark.parametrize("attach", [SNRAnnealing, WeightAveraging, WienerFilter])
+    def test_says_so_of_state_that_is_not_its_own(self, attach):
+        attached = attach(torch.optim.SGD(groups_of(new_params()), lr=0.1))
+        with pytest.raises(ValueError, match="the state_dict must hold"):
+            attached.load_state_dict({"anything": 1})
 
     def test_reaches_through_a_wrapper_without_hooks(self):
         params = new_params()
@@ -392,6 +409,86 @@ class TestWhatCannotWork:
             spatial_param_groups(torch.zeros(1, 4), model)
         with pytest.raises(TypeError, match="positional"):
             spatial_param_groups(model, torch.zeros(1, 4), 7)
+
+
+class Inheriting(torch.optim.SGD):
+    """Its step does something more, then calls that of its base class: torch calls the hooks of both."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("attach", [anneal, WeightAveraging, WienerFilter])
+def test_a_step_that_calls_its_base_classs_is_one_step(attach, with_closure):
+    torch.optim.SGD(new_params(), lr=0.1)  # torch hooks a class when the first of it is made
+    seen = []
+    for cls in (torch.optim.SGD, Inheriting):
+        params = new_params()
+        optimizer = cls(groups_of(params), lr=0.1)
+        attached = attach(optimizer)
+        for batch in gradients(30, scale=0.1):
+
+            def closure(params=params, batch=batch):
+                for p, gradient in zip(params, batch, strict=True):
+                    p.grad = gradient.clone()
+                return torch.tensor(0.0)
+
+            if not with_closure:
+                closure()
+            optimizer.step(closure if with_closure else None)
+        seen.append([*params, *tree_leaves(attached.state_dict())])
+    for one, other in zip(*seen, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_step_that_a_fused_optimizer_skips_by_itself_is_not_seen():
+    params = new_params()
+    optimizer = torch.optim.SGD(groups_of(params), lr=0.1, fused=True)
+    attached = [SNRAnnealing(optimizer), WeightAveraging(optimizer), WienerFilter(optimizer)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for broken in (False, False, True):
+        optimizer.zero_grad()
+        before = [str(each.state_dict()) for each in attached]
+        scaler.scale(sum(p.sum() for p in params) * (float("inf") if broken else 1.0)).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert (before == [str(each.state_dict()) for each in attached]) == broken
+
+
+@pytest.mark.parametrize("lr", [np.float32(0.1), torch.tensor(1)], ids=["numpy", "integer tensor"])
+def test_whatever_torch_takes_for_a_learning_rate_is_scaled(lr):
+    params = new_params()
+    optimizer = torch.optim.SGD(params, lr=lr)
+    annealing = SNRAnnealing(optimizer, warmup=0, ema=0.5, every=1)
+    train(Subject(optimizer, annealing), params, gradients(20, scale=1.0))
+    before = [p.detach().clone() for p in params]
+    train(Subject(optimizer, annealing), params, [[torch.ones_like(p) for p in params]])
+    assert 0 < annealing.factor() < 1
+    for p, old in zip(params, before, strict=True):
+        torch.testing.assert_close(old - p, torch.full_like(p, annealing.factor() * float(lr)), rtol=1e-3, atol=1e-6)
+
+
+def test_a_checkpoint_from_before_there_were_grids_leaves_the_filter_its_grids():
+    params = new_params()
+    optimizer = torch.optim.SGD(groups_of(params), lr=0.1)
+    filtered = WienerFilter(optimizer)
+    old = torch.optim.SGD([{"params": group["params"]} for group in optimizer.param_groups], lr=0.1)
+    optimizer.load_state_dict(old.state_dict())
+    train(Subject(optimizer, filtered), params, gradients(10))
+    assert filtered.coherence()
+
+
+def test_a_grid_that_changes_makes_the_filter_forget():
+    p = nn.Parameter(torch.zeros(3, 64))
+    optimizer = torch.optim.SGD([{"params": [p], "grid": (4, 16)}], lr=0.1)
+    filtered = WienerFilter(optimizer, every=1)
+    train(Subject(optimizer, filtered), [p], [[torch.randn(3, 64)] for _ in range(9)])
+    assert filtered.state_dict()["parameters"][0]["coherence"].any()
+    optimizer.param_groups[0]["grid"] = (16, 4)
+    train(Subject(optimizer, filtered), [p], [[torch.randn(3, 64)]])
+    assert not filtered.state_dict()["parameters"][0]["coherence"].any()
 
 
 @pytest.mark.parametrize("name", TORCHS)

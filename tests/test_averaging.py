@@ -1,5 +1,6 @@
 """WeightAveraging: the average of the last part of a run, used where the gradient says that it is better."""
 
+import copy
 import math
 
 import pytest
@@ -44,6 +45,71 @@ class Valley:
 
     def loss(self, p: torch.Tensor) -> float:
         return (self.curvature * p.detach().square()).sum().item() / 2
+
+
+def train_in_valley(p: nn.Parameter, optimizer: torch.optim.Optimizer, steps: int, before=lambda: None) -> None:
+    """At a high learning rate the average is better."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        before()
+        p.grad = Valley.curvature * p.detach() + torch.randn(50, generator=generator)
+        optimizer.step()
+
+
+class WithBuffers(nn.Module):
+    """Buffers as others' modules have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(50))
+        self.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+        self.register_buffer("codes", torch.zeros(3))
+        self.register_buffer("least", torch.tensor(math.inf))
+        self.register_buffer("expanded", torch.zeros(1).expand(5))
+
+    def change(self) -> None:
+        self.codes = 0.99 * self.codes + 0.01  # another tensor under the same name
+        self.least.copy_(torch.minimum(self.least, self.codes.min()))
+
+
+class TestBuffers:
+    def trained(self) -> tuple[WithBuffers, WeightAveraging]:
+        model = WithBuffers()
+        averaging = WeightAveraging(torch.optim.SGD(model.parameters(), lr=1.0), model, every=1)
+        averaging.load_state_dict(averaging.state_dict())
+        train_in_valley(model.weight, averaging.optimizer, 100, before=model.change)
+        assert averaging.helps()
+        return model, averaging
+
+    def test_that_hold_infinities_keep_them(self):
+        model, averaging = self.trained()
+        mask = model.mask.clone()
+        with averaging.averaged() as is_averaged:
+            assert is_averaged
+            assert torch.equal(model.mask, mask)
+            assert model.least.isfinite()
+        assert not any(average.isnan().any() for average in averaging.state_dict()["averages"])
+
+    def test_that_are_replaced_at_each_step_are_averaged_under_their_name(self):
+        model, averaging = self.trained()
+        own = model.codes.clone()
+        assert len(averaging.state_dict()["averages"]) == 4
+        with averaging.averaged():
+            assert (model.codes < own).all()
+        assert torch.equal(model.codes, own)
+
+    def test_that_are_converted_inside_are_their_own_afterwards(self):
+        model, averaging = self.trained()
+        own = model.codes.clone()
+        with averaging.averaged():
+            model.double()
+        torch.testing.assert_close(model.codes, own.double())
+
+    def test_that_share_their_memory_stay_as_they_are_and_keep_no_step_from_being_taken(self):
+        model, averaging = self.trained()
+        with averaging.averaged():
+            assert (model.expanded == 0).all()
+        averaging.optimizer.step()
 
 
 class TestTheAverage:
@@ -92,6 +158,40 @@ class TestTheAverage:
             late.grad = torch.zeros(2) if step >= 10 else None
             averaging.optimizer.step()
         torch.testing.assert_close(averaging.state_dict()["averages"][1], torch.full((2,), 7.0))
+
+    def test_of_a_parameter_that_is_frozen_goes_to_its_value(self):
+        trained, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+        averaging = WeightAveraging(torch.optim.SGD([trained, frozen], lr=0.1), every=1)
+        for step in range(400):
+            trained.grad = torch.ones(2)
+            frozen.grad = torch.ones(2) if step < 20 else None
+            averaging.optimizer.step()
+        assert (averaging.state_dict()["averages"][1] - frozen).abs().max() < 0.01 * frozen.abs().max()
+
+    def test_of_a_parameter_without_gradients_is_none_after_a_checkpoint_too(self):
+        """As a target network's, which its user moves."""
+        valley, target = nn.Parameter(torch.ones(50)), nn.Parameter(torch.zeros(3), requires_grad=False)
+        optimizer = torch.optim.SGD([valley, target], lr=1.0)
+        averaging = WeightAveraging(optimizer, every=1)
+        train_in_valley(valley, optimizer, 100)
+        averaging.load_state_dict(averaging.state_dict())
+        target.fill_(7.0)
+        with averaging.averaged() as is_averaged:
+            assert is_averaged
+            assert (target == 7).all()
+
+    def test_is_not_put_into_a_parameter_that_left_the_optimizer(self):
+        valley, leaves = nn.Parameter(torch.ones(50)), nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.SGD([{"params": [valley]}, {"params": [leaves]}], lr=1.0)
+        averaging = WeightAveraging(optimizer, every=1)
+        leaves.grad = torch.zeros(3)
+        train_in_valley(valley, optimizer, 100)
+        del optimizer.param_groups[1]
+        with torch.no_grad():
+            leaves.fill_(7.0)
+        with averaging.averaged() as is_averaged:
+            assert is_averaged
+            assert (leaves == 7).all()
 
 
 class TestTheSlope:
@@ -217,6 +317,19 @@ class TestTheModel:
             with pytest.raises(RuntimeError, match="entered twice"), averaging.averaged():
                 pass
             assert_same(model.parameters(), inside)
+
+    def test_takes_no_step_inside_where_the_weights_stay_in_place_either(self):
+        _, averaging = Valley().train(lr=1e-4, steps=50)
+        with averaging.averaged() as is_averaged:
+            assert not is_averaged
+            with pytest.raises(RuntimeError, match=r"no step inside of averaged\(\)"):
+                averaging.optimizer.step()
+        averaging.optimizer.step()
+
+    def test_is_not_copied_inside(self):
+        _, averaging = self.trained()
+        with averaging.averaged(), pytest.raises(RuntimeError, match=r"no copy inside of averaged\(\)"):
+            copy.deepcopy(averaging)
 
     def test_may_be_evaluated_in_inference_mode(self):
         model, averaging = self.trained()

@@ -241,6 +241,45 @@ class TestOptions:
             assert one.isfinite().all()
             torch.testing.assert_close(one, other)
 
+    @pytest.mark.parametrize("fields", [1, 2])
+    @pytest.mark.parametrize("tiny", [0.0, 1e-4, 1e-8])
+    def test_gradients_that_are_zero_or_tiny_at_first_establish_no_law(self, fields, tiny):
+        """The other field's gradients are as usual."""
+        generator, signal = torch.Generator().manual_seed(0), field(0, 0.5, (16, 16)).float()
+        late, usual = (nn.Parameter(torch.zeros(fields, 16, 16)) for _ in range(2))
+        optimizers = [FieldAdam([p], lr=1e-6, grid=(16, 16)) for p in (late, usual)]
+        for step in range(140):
+            gradient = 3 * signal / signal.std() + torch.randn(fields, 16, 16, generator=generator)
+            late.grad, usual.grad = gradient.clone(), gradient
+            late.grad[0] *= 1.0 if step >= 9 else tiny
+            for optimizer in optimizers:
+                optimizer.step()
+        one, other = (optimizer.learnt()["0"].law.log_scale[0] for optimizer in optimizers)
+        assert (one - other).abs() < 1.5
+
+    @pytest.mark.parametrize(("saved", "loaded"), [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+    def test_a_checkpoint_in_another_precision_goes_on(self, saved, loaded):
+        states, ends = None, []
+        for dtype in (saved, loaded):
+            x = nn.Parameter(torch.zeros(8, 8, dtype=dtype))
+            optimizer, generator = FieldAdam([x], grid=(8, 8)), torch.Generator().manual_seed(0)
+            if states is not None:
+                optimizer.load_state_dict(states)
+            for _ in range(25):
+                x.grad = (1 + torch.randn(8, 8, generator=generator)).to(dtype)
+                optimizer.step()
+            states = optimizer.state_dict()
+            ends.append(x)
+        assert all(x.isfinite().all() for x in ends)
+        assert ends[1].abs().max() > 0
+
+    def test_a_parameter_without_elements_is_left_alone(self):
+        empty, x = nn.Parameter(torch.zeros(0, 8, 8)), nn.Parameter(torch.zeros(1, 8, 8))
+        optimizer = FieldAdam([empty, x], grid=(8, 8))
+        empty.grad, x.grad = torch.zeros(0, 8, 8), torch.ones(1, 8, 8)
+        optimizer.step()
+        assert (x != 0).all()
+
     def test_steps_keep_their_size_after_a_first_gradient_that_was_far_smaller(self):
         """The next ones are judged to be outliers for some steps; their power counts all the same."""
         moved = []

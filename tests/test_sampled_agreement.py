@@ -221,3 +221,33 @@ def test_over_a_thousand_steps_of_training_it_is_within_two_percent_of_the_agree
         errors.append(sampled.rho() / exact.rho() - 1)
     assert torch.tensor(errors[100:]).square().mean().sqrt() < 0.02
     assert exact.rho() < 0.5
+
+
+def test_parameters_that_take_the_place_of_others_are_compared():
+    params, optimizer, annealing = new_training(every=1)
+    train(optimizer, params, gradients(20))
+    others = new_params()
+    del optimizer.param_groups[:]
+    optimizer.add_param_group({"params": others, "lr": 0.01})
+    before = annealing.state_dict()["statistics"]
+    train(optimizer, others, gradients(20, seed=2))
+    assert not torch.equal(annealing.state_dict()["statistics"], before)
+    assert annealing.state_dict()["sample"].any()
+
+
+@pytest.mark.parametrize("sample", [None, 200])
+def test_a_gradient_of_zeros_is_compared_after_a_checkpoint_as_without(sample):
+    grads = gradients(12)
+    grads[5] = [torch.zeros_like(grad) if i == 2 else grad for i, grad in enumerate(grads[5])]
+    rhos = []
+    for stops in (False, True):
+        params, optimizer, annealing = new_training(sample=sample, every=1)
+        train(optimizer, params, grads[:6])
+        if stops:
+            saved = annealing.state_dict()
+            annealing.detach()
+            annealing = SNRAnnealing(optimizer, **{**OPTIONS, "sample": sample, "every": 1})
+            annealing.load_state_dict(saved)
+        train(optimizer, params, grads[6:])
+        rhos.append(annealing.rho())
+    assert rhos[0] == rhos[1]

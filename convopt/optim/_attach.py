@@ -16,6 +16,7 @@ from torch.optim import LBFGS, Optimizer
 
 from convopt.optim._checks import check_gradients, is_at_rest, params_with_grad
 from convopt.optim._plain import in_plain_mode
+from convopt.optim._scalars import is_readable
 
 Active: TypeAlias = list[tuple[dict[str, Any], list[Tensor]]]
 """Param groups with those of their parameters that have a gradient."""
@@ -75,6 +76,7 @@ class Hooks:
         self._stages: list[Stage] = []
         self._put_back: list[Callable[[], None]] = []
         self._observed = False
+        self._depth: int | None = None
         self._before = optimizer.register_step_pre_hook(self._before_step)
         self._after = optimizer.register_step_post_hook(self._after_step)
         self._own_step = optimizer.__dict__.get("step")
@@ -121,14 +123,20 @@ class Hooks:
                 self._optimizer.step = self._own_step  # type: ignore[method-assign]
 
     def _guarded(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The optimizer's step, after which everything is put back even if it raises: torch calls no hook then."""
+        """The optimizer's step, after which everything is put back even if it raises: torch calls no hook then.
+
+        Inside, the hooks know how deep they are: where a subclass's step calls that of its base class, torch calls the
+        hooks of both.
+        """
 
         @functools.wraps(step)
         def guarded(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
             self._move_inside()
+            self._depth = 0
             try:
                 return step(*args, **kwargs)
             finally:
+                self._depth = None
                 self._restore()
 
         return types.MethodType(guarded, self._optimizer)
@@ -141,6 +149,10 @@ class Hooks:
             hooks[1].move_to_end(self._after.id, last=False)
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if self._depth is not None:
+            self._depth += 1
+            if self._depth > 1:
+                return None
         self._restore()
         self._observed = False
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
@@ -159,6 +171,10 @@ class Hooks:
         return args, {**kwargs, "closure": then_enter}
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self._depth is not None:
+            self._depth -= 1
+            if self._depth:
+                return
         self._restore()
 
     @in_plain_mode
@@ -169,6 +185,8 @@ class Hooks:
                 f"{type(self._stages[0]).__name__} needs unscaled gradients, but this fused optimizer unscales them "
                 "itself: call scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
+        if _is_skipped(self._optimizer):
+            return
         groups = self._optimizer.param_groups
         active = [(group, params) for group in groups if (params := params_with_grad(group))]
         for _, params in active:
@@ -192,6 +210,12 @@ class Hooks:
     def _restore(self) -> None:
         while self._put_back:
             self._put_back.pop()()
+
+
+def _is_skipped(optimizer: Optimizer) -> bool:
+    """Whether GradScaler has told a fused optimizer, which skips the step by itself, that a gradient is not finite."""
+    found = getattr(optimizer, "found_inf", None)
+    return isinstance(found, Tensor) and is_readable(found.device) and bool(found.any())
 
 
 def hooked_optimizer(optimizer: Any, name: str) -> Optimizer:

@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from convopt.optim._scalars import is_readable
 
 
 def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
     """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
-    is_number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+    is_number = isinstance(value, Real | Tensor) and not isinstance(value, bool)
     if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
         raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
 
@@ -55,6 +57,12 @@ def check_implementation(options: dict[str, Any]) -> None:
         check_flag(name, options[name], or_none=True)
     if options["fused"] and options["foreach"]:
         raise ValueError("fused and foreach must not both be True")
+
+
+def check_keys(state_dict: dict[str, Any], names: Sequence[str]) -> None:
+    """Raise ValueError unless a state_dict holds everything that is named."""
+    if missing := [name for name in names if name not in state_dict]:
+        raise ValueError(f"the state_dict must hold {', '.join(names)}, got one without {', '.join(missing)}")
 
 
 def check_saved(one: str, many: str, params: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
@@ -124,6 +132,12 @@ def is_distributed(tensor: Tensor) -> bool:
     """Whether it is a DTensor."""
     # By an attribute, since torch builds without torch.distributed have no such class to import.
     return type(tensor) not in (Tensor, torch.nn.Parameter) and hasattr(tensor, "full_tensor")
+
+
+def check_not_differentiable(optimizer: Optimizer, name: str) -> None:
+    """Raise RuntimeError for an optimizer whose step is to be differentiated, which ``name`` would cut off."""
+    if any(group.get("differentiable") for group in optimizer.param_groups):
+        raise RuntimeError(f"{name} cannot be differentiated: attach it to an optimizer with differentiable=False")
 
 
 def is_at_rest(lr: float | Tensor) -> bool:

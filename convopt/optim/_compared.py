@@ -7,13 +7,14 @@ without bias, at a cost that does not grow with the network.
 import math
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Container
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from convopt.optim._agreement import powers_over_ranks, products_of, products_over_ranks, sum_over_ranks, total_of
-from convopt.optim._checks import check_saved, is_distributed
+from convopt.optim._checks import check_keys, check_saved, is_distributed
 from convopt.optim._outliers import overwrite, powers_of
 from convopt.optim._scalars import Scalar
 from convopt.optim._shards import Owner, as_part_of, owner_of, part_for, rows_of, summed
@@ -110,18 +111,22 @@ class Whole(Compared):
         """Previous gradients in the order of the parameters; zeros for those without one."""
         previous = self._previous
         zeros = torch.zeros_like
-        return {"previous": [as_part_of(p, previous[p].clone()) if p in previous else zeros(p) for p in params]}
+        return {
+            "previous": [as_part_of(p, previous[p].clone()) if p in previous else zeros(p) for p in params],
+            "known": _known(previous, params),
+        }
 
     def check(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """ValueError if something :meth:`saved` is of other parameters, or a sample."""
         if "sample" in saved:
             raise ValueError("the state_dict has a sample of the gradients: go on with the `sample` it was saved with")
+        check_keys(saved, ("previous",))
         check_saved("a previous gradient", "previous gradients", params, saved["previous"])
 
     def load(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """Go on from what was :meth:`saved`."""
-        parts = {p: part_for(p, gradient) for p, gradient in zip(params, saved["previous"], strict=True)}
-        self._previous = {p: part for p, part in parts.items() if summed(part.count_nonzero(), owner_of(p))}
+        pairs = zip(_named(saved, params), saved["previous"], strict=True)
+        self._previous = {p: part_for(p, gradient) for p, gradient in pairs if p is not None}
 
 
 class Piece(NamedTuple):
@@ -280,11 +285,12 @@ class Sampled(Compared):
                 if owner_of(piece.param) == owner:
                     of_owner[piece.origin] = self._previous[piece.place]
             whole += summed(of_owner, owner)
-        return {"sample": whole}
+        return {"sample": whole, "known": _known(self._known, params)}
 
     def check(self, saved: dict[str, Any], params: list[Tensor]) -> None:
         """ValueError if something :meth:`saved` is of other parameters or of another size."""
         if "sample" not in saved:  # from before there were samples, or saved without one
+            check_keys(saved, ("previous",))
             check_saved("a previous gradient", "previous gradients", params, saved["previous"])
         elif len(saved["sample"]) != self._size:
             raise ValueError(
@@ -300,8 +306,18 @@ class Sampled(Compared):
         else:
             pairs = zip(params, saved["previous"], strict=True)
             self._previous = self.look({p: part_for(p, gradient) for p, gradient in pairs}).sample
-        counts = [(piece.param, self._previous[piece.place].count_nonzero()) for piece in self._pieces]
-        self._known = frozenset(p for p, count in counts if summed(count, owner_of(p)))
+        self._known = frozenset(p for p in _named(saved, params) if p is not None)
+
+
+def _known(kept: Container[Tensor], params: list[Tensor]) -> Tensor:
+    """Of which parameters gradients are kept, ``(params,)``: they may be zeros."""
+    return torch.tensor([p in kept for p in params], device="cpu")
+
+
+def _named(saved: dict[str, Any], params: list[Tensor]) -> list[Tensor | None]:
+    """The parameters that :func:`_known` says, None in the place of others; of an earlier version's checkpoint, all."""
+    known = saved["known"].tolist() if "known" in saved else [True] * len(params)
+    return [p if is_known else None for p, is_known in zip(params, known, strict=True)]
 
 
 def _block_of(row: int) -> int:

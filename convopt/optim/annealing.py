@@ -1,14 +1,16 @@
 """SNRAnnealing: shrink the steps of any optimizer as its gradients stop agreeing with each other."""
 
+import operator
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer, Rprop
+from torch.optim import ASGD, Adafactor, Optimizer, Rprop
 
 from convopt.optim._agreement import Annealer, new_agreement
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_number, check_share
+from convopt.optim._checks import check_integer, check_keys, check_not_differentiable, check_number, check_share
 from convopt.optim._compared import Compared, Sampled, Whole, compared
 from convopt.optim._shards import local_grad
 from convopt.optim._turns import turn_of
@@ -67,7 +69,7 @@ class SNRAnnealing(Stage):
 
     Raises:
         TypeError: ``optimizer`` is not a torch optimizer; it is a wrapper without step hooks around something unknown;
-            or it does not scale each step by its learning rate, as LBFGS and Rprop.
+            or it does not scale each step by its learning rate, as Adafactor, ASGD, LBFGS and Rprop.
         ValueError: an option is outside its range.
         RuntimeError: the optimizer is annealed already. Or at a step, where a gradient is sparse or complex, a
             parameter is sharded as FullyShardedDataParallel does it or so that it cannot be sampled, or a fused
@@ -99,7 +101,8 @@ class SNRAnnealing(Stage):
         self._annealer = Annealer(new_agreement(), onset, power, warmup, ema, every)
         self._read_every, self._sample = read_every, sample
         self._compared: Compared = Whole()
-        self._of = self._count = self._unread = 0
+        self._of: list[Tensor] = []
+        self._count = self._unread = 0
         self._host_factor = 1.0
         super().__init__(optimizer)
 
@@ -130,6 +133,7 @@ class SNRAnnealing(Stage):
         params = self._params()
         kept = self._comparing()
         kept.check(state_dict, params)
+        check_keys(state_dict, ("statistics", "unread", "host_factor"))
         if state_dict["statistics"].shape != self._annealer.learnt.shape:
             raise ValueError(
                 f"statistics of the state_dict must have shape {tuple(self._annealer.learnt.shape)}, "
@@ -146,10 +150,11 @@ class SNRAnnealing(Stage):
 
         TypeError if its steps do not follow its groups' ``lr``.
         """
-        if isinstance(self.optimizer, Rprop):
-            raise TypeError("Rprop reads lr at its first step only: its steps cannot be annealed")
+        if isinstance(self.optimizer, ASGD | Adafactor | Rprop):
+            raise TypeError(f"{type(self.optimizer).__name__} does not scale each step by lr: it cannot be annealed")
+        check_not_differentiable(self.optimizer, type(self).__name__)
         for group in self.optimizer.param_groups:
-            if not isinstance(group.get("lr"), int | float | Tensor):
+            if not isinstance(group.get("lr"), Real | Tensor):
                 raise TypeError(
                     f"{type(self.optimizer).__name__} has no learning rate to scale: its param groups must have lr as "
                     f"a number, got {group.get('lr')!r}"
@@ -184,7 +189,8 @@ class SNRAnnealing(Stage):
         """The group's learning rate times the factor: a new tensor for a tensor, which several groups may share."""
         lr: float | Tensor = group["lr"]
         if isinstance(lr, Tensor):  # in its own dtype: torch's fused updates take no other
-            return (lr * self._annealer.factor()).to(lr.dtype)
+            scaled = lr * self._annealer.factor()
+            return scaled.to(lr.dtype) if lr.is_floating_point() else scaled
         return lr * self._read_factor()
 
     def _read_factor(self) -> float:
@@ -195,11 +201,11 @@ class SNRAnnealing(Stage):
     def _comparing(self) -> Compared:
         """What is kept of the gradients; a sample is drawn anew when the optimizer's parameters change."""
         params = self._params()
-        if len(params) != self._of:
+        if len(params) != len(self._of) or not all(map(operator.is_, params, self._of)):
             new = compared(params, self._sample)
             if isinstance(new, Sampled) or isinstance(self._compared, Sampled) or not self._of:
                 self._compared, self._count = new, 0
-            self._of = len(params)
+            self._of = params
         return self._compared
 
     def _move_to(self, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,13 @@ from torch.optim import Optimizer
 
 from convopt.optim._agreement import products_over_ranks
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_integer, check_saved, check_share
+from convopt.optim._checks import check_integer, check_keys, check_saved, check_share
 from convopt.optim._scalars import is_finite, is_readable, read, where, write
 from convopt.optim._shards import as_part_of, by_owner, local, local_grad, part_for, summed
 from convopt.theory.smoothing import at_least_float32
+
+Key: TypeAlias = Tensor | str
+"""A parameter, or a buffer's name: modules put other tensors in the place of their buffers."""
 
 
 class WeightAveraging(Stage):
@@ -78,8 +81,8 @@ class WeightAveraging(Stage):
         self._model, self._share, self._every = model, share, every
         self._steps = 0
         self._learnt = torch.zeros(2, dtype=torch.float64, device="cpu")
-        self._averages: dict[Tensor, Tensor] = {}
-        self._is_averaged = False
+        self._averages: dict[Key, Tensor] = {}
+        self._is_inside = False
         super().__init__(optimizer)
 
     def helps(self) -> bool:
@@ -103,42 +106,59 @@ class WeightAveraging(Stage):
         Raises:
             RuntimeError: inside of another ``averaged()``, or at a step inside of it.
         """
-        if self._is_averaged:
-            raise RuntimeError("the weights are averaged already: averaged() cannot be entered twice")
-        if not self.helps():
-            yield False
-            return
-        own = {tensor: local(tensor.detach()).clone() for tensor in self._averages}
-        self._is_averaged = True
+        if self._is_inside:
+            raise RuntimeError("averaged() cannot be entered twice")
+        self._is_inside = True
+        own: dict[Key, Tensor] = {}
         try:
-            _copy(self._averages)
-            yield True
+            if self.helps():
+                now = {key: local(tensor.detach()) for key, tensor in self._tensors().items()}
+                averages = {key: each for key, each in self._averages.items() if _fits(each, now.get(key))}
+                own = {key: now[key].clone() for key in averages}
+                _copy(now, averages)
+            yield bool(own)
         finally:
-            _copy(own)
-            self._is_averaged = False
+            self._is_inside = False
+            # By name: a module may have put others in the place of its buffers.
+            _copy({key: local(tensor.detach()) for key, tensor in self._tensors().items()}, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Averages (of parameters, then buffers, in their order) and slope, to be saved beside the optimizer's state.
 
         Of a parameter that had no gradient yet there is its value: distributed checkpoints load into tensors.
         """
+        tensors = self._tensors()
         return {
             "steps": self._steps,
             "learnt": self._learnt.clone(),
-            "averages": [as_part_of(each, self._average_or_value(each).clone()) for each in self._all()],
+            "averages": [
+                as_part_of(tensor, self._averages[key] if key in self._averages else _value(tensor)).clone()
+                for key, tensor in tensors.items()
+            ],
+            "known": torch.tensor([key in self._averages for key in tensors], device="cpu"),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters."""
-        tensors, averages = self._all(), state_dict["averages"]
-        check_saved("an average", "averages", tensors, averages)
-        self._averages = {tensor: part_for(tensor, average) for tensor, average in zip(tensors, averages, strict=True)}
-        self._learnt = state_dict["learnt"].to(tensors[0].device, torch.float64, copy=True)
+        check_keys(state_dict, ("steps", "learnt", "averages"))
+        tensors, averages = self._tensors(), state_dict["averages"]
+        check_saved("an average", "averages", list(tensors.values()), averages)
+        # An earlier version's checkpoint does not tell.
+        known = state_dict["known"].tolist() if "known" in state_dict else [True] * len(averages)
+        saved = zip(tensors.items(), averages, known, strict=True)
+        self._averages = {key: part_for(tensor, average) for (key, tensor), average, is_known in saved if is_known}
+        self._learnt = state_dict["learnt"].to(self._params()[0].device, torch.float64, copy=True)
         self._steps = state_dict["steps"]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """RuntimeError inside of :meth:`averaged`: the averaged weights would be the copy's own."""
+        if self._is_inside:
+            raise RuntimeError("no copy inside of averaged(): the averaged weights would become its own")
+        return self.__dict__
+
     def check(self, active: Active) -> None:
-        """RuntimeError for a step while the weights are averaged: it would be lost."""
-        if self._is_averaged:
+        """RuntimeError for a step while the weights may be averaged: it would be lost."""
+        if self._is_inside:
             raise RuntimeError("no step inside of averaged(): the averaged weights are there to be evaluated")
 
     def observe(self, active: Active) -> None:
@@ -149,26 +169,31 @@ class WeightAveraging(Stage):
         params = [p for _, of_group in active for p in of_group]
         if not params:
             return
-        tensors = [*params, *self._buffers()]
-        averages = [self._average_of(each) for each in tensors]
-        weights = [local(each.detach()).to(average.dtype) for each, average in zip(tensors, averages, strict=True)]
-        ways = list(torch._foreach_sub(weights, averages))
-        of_params = ways[: len(params)]
+        tensors = self._averaged_tensors(params)
+        weights = [local(tensors[key].detach()).to(average.dtype) for key, average in self._averages.items()]
+        ways = list(torch._foreach_sub(weights, list(self._averages.values())))
+        way_of = dict(zip(self._averages, ways, strict=True))
+        of_params = [way_of[p] for p in params]
         distance = _norm(params, of_params)
         self._learn(products_over_ranks(params, [local_grad(p) for p in params], of_params), distance)
         looks = (self._steps - 1) // self._every
-        for average, way in zip(averages, _unless_infinite(ways, distance), strict=True):
+        moves = zip(self._averages.items(), weights, _unless_infinite(ways, distance), strict=True)
+        for (key, average), weight, way in moves:
             average.add_(way, alpha=1 / (1 + self._share * looks))
+            if isinstance(key, str):  # a buffer may hold what has no mean, as the infinities of a mask
+                average.copy_(torch.where(way.isfinite(), average, weight))
 
-    def _average_of(self, tensor: Tensor) -> Tensor:
-        if tensor not in self._averages:
-            self._averages[tensor] = self._average_or_value(tensor).clone()
-        return self._averages[tensor]
-
-    def _average_or_value(self, tensor: Tensor) -> Tensor:
-        """What this rank holds of a tensor's average, or where there is none yet, of its value."""
-        average = self._averages.get(tensor)
-        return at_least_float32(local(tensor.detach())) if average is None else average
+    def _averaged_tensors(self, with_grad: list[Tensor]) -> dict[Key, Tensor]:
+        """What has an average from now on: what had one before, ``with_grad``, and buffers."""
+        tensors, new = self._tensors(), set(with_grad)
+        averages = {}
+        for key, tensor in tensors.items():
+            if _fits(self._averages.get(key), tensor):
+                averages[key] = self._averages[key]
+            elif isinstance(key, str) or key in new:
+                averages[key] = _value(tensor).clone()
+        self._averages = averages
+        return tensors
 
     def _learn(self, products: Tensor, distance: Tensor) -> None:
         """Take in the cosine between gradient and way, from their inner product, the gradient's power and the way."""
@@ -181,11 +206,26 @@ class WeightAveraging(Stage):
         after = slope + (where(usable, new, slope) - slope) / (1 + self._share * looks)
         write(self._learnt, [where(usable, looks + 1, looks), after])
 
-    def _buffers(self) -> list[Tensor]:
-        return [] if self._model is None else [each for each in self._model.buffers() if each.is_floating_point()]
+    def _tensors(self) -> dict[Key, Tensor]:
+        """What may have an average, as it is now."""
+        named = () if self._model is None else self._model.named_buffers()
+        return {**{p: p for p in self._params()}, **{name: each for name, each in named if _is_averageable(each)}}
 
-    def _all(self) -> list[Tensor]:
-        return self._params() + self._buffers()
+
+def _is_averageable(buffer: Tensor) -> bool:
+    """Whether a buffer holds numbers, each in a place of its own, so that others can be put there."""
+    if not buffer.is_floating_point() or buffer.layout != torch.strided:
+        return False
+    return all(stride or size < 2 for stride, size in zip(buffer.stride(), buffer.shape, strict=True))
+
+
+def _value(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, in float32 at least."""
+    return at_least_float32(local(tensor.detach()))
+
+
+def _fits(average: Tensor | None, tensor: Tensor | None) -> bool:
+    return average is not None and tensor is not None and average.shape == local(tensor).shape
 
 
 def _norm(params: list[Tensor], parts: list[Tensor]) -> Tensor:
@@ -207,6 +247,8 @@ def _unless_infinite(ways: list[Tensor], distance: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _copy(values: dict[Tensor, Tensor]) -> None:
-    for tensor, value in values.items():
-        local(tensor).copy_(value)
+def _copy(tensors: dict[Key, Tensor], values: dict[Key, Tensor]) -> None:
+    """Put values into tensors of the same key."""
+    for key, value in values.items():
+        if _fits(value, tensors.get(key)):
+            tensors[key].copy_(value)

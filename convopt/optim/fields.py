@@ -9,20 +9,11 @@ from torch import Tensor
 
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
 from convopt.optim._checks import check_implementation, check_integer, grad_of, is_at_rest, named_params
-from convopt.optim._outliers import judge
+from convopt.optim._rings import Rings, fit_laws, is_due, learn_rings, rings_of
 from convopt.optim._updates import AdamWLaw
-from convopt.theory.fields import PowerLaw, fit_power_law, laplacian_eigenvalues, prior_law, reconstruction_gain
+from convopt.theory.fields import PowerLaw, prior_law
 from convopt.theory.smoothing import at_least_float32
-from convopt.theory.spectrum import Basis, basis, fields_to_spectrum, radial_bins, spectrum_to_fields
-
-FIRST_BLOCK = 8
-"""The gradients of the first block over which signal is averaged; each block ends after twice as many as the last."""
-
-RECENT = 0.95
-"""The memory of the noise power, in steps: 1 / (1 - RECENT)."""
-
-CERTAINTY = 2.0
-"""By how many standard errors signal must exceed what was established before."""
+from convopt.theory.spectrum import fields_to_spectrum, spectrum_to_fields
 
 
 class Learnt(NamedTuple):
@@ -37,55 +28,6 @@ class Learnt(NamedTuple):
     law: PowerLaw
     eigenvalue: Tensor
     gain: Tensor
-
-
-class Rings(NamedTuple):
-    """The frequencies of a grid, pooled to rings.
-
-    Attributes:
-        bases: the DCT along each axis.
-        eigenvalues: of the Laplacian at each frequency, ``(frequencies,)``.
-        bins: the ring of each frequency, ``(frequencies,)``.
-        sizes: how many frequencies each ring holds, ``(rings,)``.
-        pooled: the mean eigenvalue of each ring, ``(rings,)``.
-    """
-
-    bases: tuple[Basis, ...]
-    eigenvalues: Tensor
-    bins: Tensor
-    sizes: Tensor
-    pooled: Tensor
-
-    def means(self, spectrum: Tensor) -> Tensor:
-        """The mean over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
-        return ring_sums(spectrum, self.bins, len(self.sizes)) / self.sizes[:, None]
-
-    def gain(self, law: Tensor) -> Tensor:
-        """What a law, ``(2, fields)``, prescribes at each frequency: ``(frequencies, fields)``."""
-        return reconstruction_gain(PowerLaw(*law), self.eigenvalues).T
-
-    def power_after(self, gain: Tensor, power: Tensor) -> Tensor:
-        """``<g, K g>`` over a field's size, ``(fields,)``, of gradients with some ``power``, ``(fields, rings)``."""
-        return (self.means(gain).T * power * self.sizes).sum(1) / len(gain)
-
-
-def ring_sums(spectrum: Tensor, bins: Tensor, rings: int) -> Tensor:
-    """The sum over each ring of ``(frequencies, fields)``: ``(rings, fields)``."""
-    fields = spectrum.shape[1]
-    if fields > 1:
-        bins = (bins[:, None] * fields + torch.arange(fields, device=bins.device)).flatten()
-    # On one axis three times as fast as on two.
-    return spectrum.new_zeros(rings * fields).scatter_add_(0, bins, spectrum.flatten()).view(rings, fields)
-
-
-def rings_of(grid: Sequence[int], dtype: torch.dtype, device: torch.device) -> Rings:
-    """As many rings as the grid's longest axis is long, without those that hold no frequency."""
-    eigenvalues = laplacian_eigenvalues(grid).flatten()
-    _, bins, sizes = torch.unique(radial_bins(grid, max(grid)).flatten(), return_inverse=True, return_counts=True)
-    pooled = ring_sums(eigenvalues[:, None], bins, len(sizes))[:, 0] / sizes
-    exact = (each.to(device, dtype) for each in (sizes, pooled))
-    bases = tuple(basis(length, dtype, device) for length in grid)
-    return Rings(bases, eigenvalues.to(device, dtype), bins.to(device), *exact)
 
 
 class FieldLaw(AdamWLaw):
@@ -116,6 +58,8 @@ class FieldLaw(AdamWLaw):
         beta1, beta2 = group["betas"]
         for p, direction, state in zip(params, directions, states, strict=True):
             state["step"] += 1
+            if not p.numel():
+                continue
             average, step, power = state["exp_avg"], state["step"], state["power"]
             average.lerp_(direction, 1 - beta1)
             # Counted apart from the steps, which a checkpoint of AdamW brings. Before the first, a step is at rest.
@@ -180,7 +124,7 @@ class FieldAdam(SmoothingOptimizer):
     """
 
     _law = FieldLaw()
-    _exact_state = ("previous", "rings", "law", "power", "usual_power")
+    _exact_state = ("previous", "rings", "counts", "law", "fitted", "power", "usual_power")
     _elementwise = False
 
     def __init__(
@@ -254,7 +198,8 @@ class FieldAdam(SmoothingOptimizer):
             "rings": (6, fields, rings),
             "law": (2, fields),
             "power": (fields,),
-            "usual_power": (fields,),
+            **dict.fromkeys(("usual_power", "fitted"), (fields,)),
+            "counts": (2, fields),
             "seen": None,
             "averaged": None,
         }
@@ -266,15 +211,20 @@ class FieldAdam(SmoothingOptimizer):
                 self._gains.pop(p, None)
 
     def _init_state(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> bool:
-        if group["grid"] is None or "law" in state:
+        if group["grid"] is None or not p.numel():
+            return False
+        like = at_least_float32(p.detach()[:0])
+        if "law" in state:  # perhaps of a checkpoint in another precision
+            for name in ("previous", "rings", "counts", "law", "power"):
+                state[name] = state[name].to(like.dtype)
             return False
         shapes = self._shapes(group, p)
-        like = at_least_float32(p.detach()[:0])
-        for name in ("previous", "rings", "power"):
+        for name in ("previous", "rings", "counts", "power"):
             state[name] = like.new_zeros(shapes[name] or ())
         state["law"] = torch.stack(prior_law(len(state["power"]), len(group["grid"]))).to(like)
         state["rings"][5] = math.inf
-        state["usual_power"] = torch.zeros_like(state["power"], dtype=torch.float64)
+        for name, dtype in {"usual_power": torch.float64, "fitted": torch.bool}.items():
+            state[name] = torch.zeros_like(state["power"], dtype=dtype)
         state["seen"] = state["averaged"] = 0
         return True
 
@@ -285,27 +235,21 @@ class FieldAdam(SmoothingOptimizer):
             for part in parts
             if part.group["grid"] is not None
             for p, state in zip(part.params, part.states, strict=True)
+            if p.numel()
         }
 
     def _observe_field(self, group: dict[str, Any], p: Tensor, state: dict[str, Any]) -> Tensor:
         gradient = at_least_float32(grad_of(p))
         rings = self._rings_of(group, gradient)
         spectrum = fields_to_spectrum(gradient, rings.bases)
-        if not is_at_rest(group["lr"]) and (teaches := may_teach(state, spectrum)).any():
-            learn_rings(state, spectrum, rings, teaches)
-            if state["seen"] > FIRST_BLOCK and (state["seen"] - 1) % group["every"] == 0:
-                batches = group["batches"] or state["seen"]
-                state["law"].copy_(torch.stack(fitted_law(state["rings"], rings, batches, len(group["grid"]))))
-                self._gains[p] = rings.gain(state["law"])
-                if state["seen"] <= FIRST_BLOCK + group["every"]:
-                    # So far it was the power after the prior's gain, which may be far from the first that is learned.
-                    state["averaged"] = state["seen"] - 1
-                    weight = 1 - group["betas"][1] ** state["averaged"]
-                    state["power"].copy_(weight * rings.power_after(self._gains[p], state["rings"][1]))
+        active = not is_at_rest(group["lr"])
+        if active and learn_rings(state, spectrum, rings) and is_due(state, group["every"]):
+            fit_laws(state, rings, group)
+            self._gains[p] = rings.gain(state["law"])
         if p not in self._gains:
             self._gains[p] = rings.gain(state["law"])
         filtered = self._gains[p] * spectrum
-        if not is_at_rest(group["lr"]):
+        if active:
             state["averaged"] += 1
             state["power"].lerp_(torch.linalg.vecdot(spectrum, filtered, dim=0) / len(spectrum), 1 - group["betas"][1])
         return spectrum_to_fields(filtered, rings.bases).view(p.shape)
@@ -331,49 +275,3 @@ def check_field(grid: Any, shape: Sequence[int], name: str) -> None:
             f"grid {tuple(grid)} has {math.prod(grid)} elements, but no trailing axes of parameter {name} of shape "
             f"{tuple(shape)} multiply to that: channels come before the grid"
         )
-
-
-def may_teach(state: dict[str, Any], spectrum: Tensor) -> Tensor:
-    """Which fields' gradients are finite and not far larger than usual, ``(fields,)``; what is usual follows."""
-    powers = torch.linalg.vector_norm(spectrum, dim=0, dtype=torch.float64).square()
-    one = len(powers) == 1  # floats are faster
-    ordinary, usual = judge(*(each.item() if one else each for each in (powers, state["usual_power"])))
-    state["usual_power"].copy_(torch.as_tensor(usual, dtype=torch.float64, device=powers.device))
-    return torch.as_tensor(ordinary, device=powers.device).expand(len(powers))
-
-
-def learn_rings(state: dict[str, Any], spectrum: Tensor, rings: Rings, teaches: Tensor) -> None:
-    """Take a gradient's spectrum, ``(frequencies, fields)``, into the statistics of those fields that it teaches.
-
-    The state's ``rings``, ``(6, fields, rings)``, are averages of the last products and powers, their sums over the
-    present block, and the established signal with its standard error. Other fields stay at their averages.
-    """
-    recent, block, (signal, error) = state["rings"].split(2)
-    seen = state["seen"] = state["seen"] + 1
-    comparisons = seen - 1
-    if comparisons:
-        products = spectrum * state["previous"], spectrum.square()
-        means = torch.stack([rings.means(each).T for each in products])
-        if not teaches.all():
-            means = torch.where(teaches[:, None], means, recent)
-        recent.lerp_(means, 1 - min(RECENT, 1 - 1 / comparisons))
-        block += means
-    state["previous"].copy_(spectrum if teaches.all() else torch.where(teaches, spectrum, state["previous"]))
-    if comparisons >= FIRST_BLOCK and comparisons & (comparisons - 1) == 0:
-        length = comparisons if comparisons == FIRST_BLOCK else comparisons // 2
-        mean, power = block / length
-        spread = power / (rings.sizes * length).sqrt()
-        spread[:, 0] = math.inf  # the constant's ring says nothing of the others
-        higher = mean - CERTAINTY * spread > signal - CERTAINTY * error
-        signal.copy_(torch.where(higher, mean, signal))
-        error.copy_(torch.where(higher, spread, error))
-        block.zero_()
-
-
-def fitted_law(statistics: Tensor, rings: Rings, batches: int, axes: int) -> PowerLaw:
-    """The law of a field's rings, whose statistics :func:`learn_rings` keeps, where the data are so many batches."""
-    (product, power), _, (signal, error) = torch.split(statistics, 2)
-    # Where the last gradients happen to agree entirely there is still some noise.
-    noise = torch.maximum(power - product.clamp_min(0), 1e-3 * power)
-    per_noise = batches / noise
-    return fit_power_law(signal * per_noise, error * per_noise, rings.pooled, axes)

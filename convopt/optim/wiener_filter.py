@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from convopt.optim._attach import Active, Stage
-from convopt.optim._checks import check_choice, check_integer, check_number, check_share, grad_of, named_params
+from convopt.optim._checks import (
+    check_choice,
+    check_integer,
+    check_keys,
+    check_not_differentiable,
+    check_number,
+    check_share,
+    grad_of,
+    named_params,
+)
 from convopt.optim._shards import local
 from convopt.optim._turns import Turn, turn_of
 from convopt.optim.coherence import CHOICES, NOISE_WEIGHT, Coherence, GridFilter, Options, State, check_shards
@@ -74,6 +83,7 @@ class WienerFilter(Stage):
         self._options = {"coherence_ema": coherence_ema, "noise_weight": noise_weight, **choices}
         self._every, self._count = every, 0
         self._state: dict[Tensor, State] = {}
+        self._grids: dict[Tensor, Any] = {}
         self._filter = GridFilter()
         self._spectra: dict[Tensor, Tensor] = {}
         super().__init__(optimizer)
@@ -104,6 +114,7 @@ class WienerFilter(Stage):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`. ValueError, before anything changes, if it is of other parameters or grids."""
+        check_keys(state_dict, ("count", "parameters"))
         on_grids, saved = list(self._on_grids()), state_dict["parameters"]
         if len(on_grids) != len(saved):
             raise ValueError(f"state_dict must hold {len(on_grids)} parameters on grids, got {len(saved)}")
@@ -121,12 +132,24 @@ class WienerFilter(Stage):
         self._count, self._filter = state_dict["count"], GridFilter()
 
     def check(self, active: Active) -> None:
-        """Raise an error where a grid does not fit, or the optimizer filters its gradients itself."""
+        """Raise an error where a grid does not fit, or the optimizer filters its gradients itself.
+
+        Groups that have lost their grids, as by a checkpoint from before there were any, have them again.
+        """
+        check_not_differentiable(self.optimizer, type(self).__name__)
         if any("coherence_ema" in group for group in self.optimizer.param_groups):
             raise RuntimeError(f"{type(self.optimizer).__name__} filters its gradients itself")
+        for group in self.optimizer.param_groups:
+            known = [self._grids[p] for p in group["params"] if p in self._grids]
+            if known and "grid" not in group:
+                group["grid"] = known[0]
         for options, name, p in self._on_grids():
             check_grid(options["grid"], p.shape, name)
             check_shards(options, name, p)
+            grid = tuple(options["grid"])
+            if self._grids.setdefault(p, grid) != grid:
+                self._grids[p] = grid
+                self._filter.forget(p, self._state.get(p, {}))
 
     def observe(self, active: Active) -> None:
         """Compare the gradients on grids with those of an earlier step."""
