@@ -30,6 +30,19 @@ def test_of_v1_it_records_the_kernel():
     torch.testing.assert_close(torch.tensor(recorder.history["kernel"][-1]), optimizer.kernels()["kernel"])
 
 
+def test_a_step_that_calls_its_base_classs_is_recorded_once():
+    class Inheriting(ConvolutionalSGD):
+        def step(self, *args, **kwargs):
+            return super().step(*args, **kwargs)
+
+    model = convolutional_model()
+    ConvolutionalSGD(model.parameters())  # torch hooks a class when the first of it is made
+    optimizer = Inheriting(model.parameters())
+    with KernelRecorder(optimizer) as recorder:
+        train(model, optimizer, batches(4))
+    assert recorder.history["step"] == [1, 2, 3, 4]
+
+
 @for_each_optimizer
 def test_training_does_not_notice(optimizer_class):
     watched, alone = convolutional_model(), convolutional_model()

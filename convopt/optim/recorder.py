@@ -43,7 +43,8 @@ class KernelRecorder:
         self.steps = 0
         self._entries: list[dict[str, Any]] = []
         self._signals: dict[Tensor, Tensor] = {}
-        self._handle = optimizer.register_step_post_hook(self._record)
+        self._is_due = False
+        self._handles = optimizer.register_step_pre_hook(self._expect), optimizer.register_step_post_hook(self._record)
 
     def __enter__(self) -> "KernelRecorder":
         return self
@@ -53,7 +54,8 @@ class KernelRecorder:
 
     def detach(self) -> None:
         """Stop recording; what was recorded stays."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def history(self) -> dict[str, list[Any]]:
@@ -65,8 +67,14 @@ class KernelRecorder:
         ]
         return {column: [value.get(column) for value in values] for column in columns}
 
+    def _expect(self, *_: Any) -> None:
+        self._is_due = True
+
     @torch.no_grad()
     def _record(self, optimizer: KernelOptimizer, args: Any, kwargs: Any) -> None:
+        if not self._is_due:  # a subclass's step, whose base class's has been recorded
+            return
+        self._is_due = False
         self.steps += 1
         own_snr = isinstance(optimizer, LocalLossConvSGD)  # v2 has one, v1 no statistics
         if own_snr:
