@@ -77,6 +77,7 @@ def test_help_names_every_command():
         (["notebooks", "06-stres-test"], "did you mean 06-stress-test?"),
         (["notebooks", "06-stress-test", "--output", ""], "--output"),
         (["notebooks", "06-stress-test", "--output", "README.md"], "output must be a folder"),
+        (["notebooks", "06-stress-test", "--output", "notebooks"], "output must be another folder than that"),
         (["notebooks", "06-stress-test", "--output", "README.md/below"], "output must be a folder"),
         (["notebooks", "06-stress-test", "--output", "/proc/x"], "output must be a folder that can be written to"),
         (

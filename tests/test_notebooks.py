@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from conftest import ROOT
 from distributed import LocalCluster
 
-from convopt.lab import notebooks
+from convopt.lab import commands, notebooks
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEMPLATE = ROOT / "templates" / "experiment.ipynb"
@@ -257,3 +258,17 @@ def test_papermill_alone_runs_the_template(tmp_path):
     out = tmp_path / "out.ipynb"
     papermill.execute_notebook(str(TEMPLATE), str(out), parameters=parameters, cwd=str(ROOT), progress_bar=False)
     assert nbformat.read(out, as_version=4).cells[-1].outputs
+
+
+def test_files_and_folders_are_those_where_the_command_is_given(tmp_path, monkeypatch):
+    """Notebooks execute in the project's folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("my.npz").touch()
+    for parameter, value, expected in (
+        ("store", "records", str(tmp_path / "records")),
+        ("data", "my.npz", str(tmp_path / "my.npz")),
+        ("data", "my.npz::price", f"{tmp_path / 'my.npz'}::price"),
+        ("dataset", "digits", "digits"),
+        ("seeds", "3", "3"),
+    ):
+        assert commands._from_here(parameter, value) == expected

@@ -62,7 +62,8 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
     except (ValueError, data.DataError):
         yield "unknown configuration", f"no data set {run.dataset!r}"
         return
-    if not any(experiment.label(run) for experiment in EXPERIMENTS.values()):
+    of_own_file = bool(run.data)  # which `convopt try` compares outside of any experiment
+    if not of_own_file and not any(experiment.label(run) for experiment in EXPERIMENTS.values()):
         yield "orphaned", "belongs to no experiment"
     expected = _checksum(run.dataset)
     if expected not in (None, record.provenance.get("data")):

@@ -297,9 +297,16 @@ def execute_notebooks(options: argparse.Namespace) -> int:
     names = [name.removesuffix(".ipynb") for name in options.names]
     given: dict[str, list[str]] = {}
     for name, value in options.parameter:
-        given.setdefault(name, []).append(value)
-    output = options.output.resolve()
+        given.setdefault(name, []).append(_from_here(name, value))
+    output, store = options.output.resolve(), options.store and _from_here("store", options.store)
     notebooks.execute_all(
-        names, given, options.profile, output, options.timeout, options.jobs, options.scheduler, options.store
+        names, given, options.profile, output, options.timeout, options.jobs, options.scheduler, store
     )
     return 0
+
+
+def _from_here(parameter: str, value: str) -> str:
+    """A notebook's parameter, with a path made absolute: notebooks execute in the project's folder."""
+    path, mark, column = value.partition("::")
+    is_file = parameter in ("data", "dataset") and value not in data.ENTRIES and Path(path).exists()
+    return f"{Path(path).resolve()}{mark}{column}" if path and (is_file or parameter == "store") else value

@@ -3,7 +3,9 @@
 Networks of tokens take ``(batch, T)`` and return ``(batch, T, vocabulary)``.
 """
 
+import hashlib
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -270,6 +272,24 @@ def _imported(name: object) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), function)
     except Exception as error:  # of any kind: importing executes the reader's module
         raise ValueError(f"model {quoted(name)} cannot be imported: {in_a_line(error)}") from error
+
+
+def fingerprint(name: str, shape: tuple[int, ...], outputs: int) -> str:
+    """What tells the reader's own network from what its name stood for before; empty for those of this package.
+
+    The source of its module, its layers, and the shapes of its parameters.
+    """
+    if name in NETWORKS:
+        return ""
+    function = _imported(name)
+    try:
+        source = inspect.getsource(sys.modules[function.__module__])
+    except (OSError, TypeError, KeyError, AttributeError):  # of what was not written in a file
+        source = ""
+    with torch.random.fork_rng(devices=[]):
+        made = make(name, shape, outputs)
+    shapes = [(key, tuple(value.shape)) for key, value in made.state_dict().items()]
+    return hashlib.sha256(f"{source}{made}{shapes}".encode()).hexdigest()[:16]
 
 
 def fitting(name: str, kind: Kind) -> str:

@@ -47,7 +47,8 @@ class Run:
             is evaluated; None for none.
         gradient_noise: power of white noise added to every gradient, as a multiple of its own power.
         adversary: who changes the images before each step, see ``adversaries.Adversary``; None for nobody.
-        data: what tells the reader's own file from what was under its path before; see ``data.fingerprint``.
+        data: what tells the reader's own file, and own network, from what was under its name before; see the functions
+            ``fingerprint``.
         filter: of gradients, around the optimizer, a name of ``methods.FILTERS`` and its options; None for none.
         inputs: what is done to inputs, a name of ``methods.INPUTS`` and its options; None for nothing.
     """

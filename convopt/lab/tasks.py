@@ -1,5 +1,6 @@
 """What is learnt from data: how outputs are judged, for each task."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,9 +61,12 @@ def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _regression(outputs: Tensor, y: Tensor, scale: float) -> dict[str, float]:
-    """The root mean squared error in the targets' unit, and R2, the share of their variance that is explained."""
-    error = _squared_error(outputs, y).item()
-    return {"rmse": scale * error**0.5, "r2": 1 - error / y.var(correction=0).item()}
+    """The root mean squared error in the targets' unit, and R2, the share of their variance that is explained.
+
+    R2 is nan where the targets do not vary.
+    """
+    error, varies = _squared_error(outputs, y).item(), (y != y[0]).any()
+    return {"rmse": scale * error**0.5, "r2": 1 - error / y.var(correction=0).item() if varies else math.nan}
 
 
 def _squared_errors(outputs: Tensor, y: Tensor, scale: float) -> np.ndarray:

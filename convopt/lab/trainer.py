@@ -85,6 +85,9 @@ class Trainer:
         if len(self.split) < run.batch_size:
             raise ValueError(f"batch_size {run.batch_size} exceeds the {len(self.split)} training inputs")
         self.model = make_model(run, self.dataset)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.stream("layers that draw"))
+            self._random_state = torch.get_rng_state()
         self._make_optimizers()
         steps = len(self.split) // run.batch_size
         make_schedule = methods.named(methods.SCHEDULES, "schedule", run.schedule)
@@ -138,8 +141,15 @@ class Trainer:
     ) -> tuple[float, float] | None:
         """Train on the batches and return their mean loss and mean gradient norm; None if a loss was not finite.
 
-        ``after_step`` is called after each step.
+        ``after_step`` is called after each step. What layers draw, as dropout does, is of a random stream of the run.
         """
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._random_state)
+            outcome = self._train_epoch(batches, after_step)
+            self._random_state = torch.get_rng_state()
+        return outcome
+
+    def _train_epoch(self, batches: Batches, after_step: Callable[[], None]) -> tuple[float, float] | None:
         self.model.train()
         self._method.set_mode(self.optimizers, "train")
         params = list(self.model.parameters())
@@ -156,7 +166,7 @@ class Trainer:
             if not math.isfinite(loss):
                 return None
             total_loss += loss
-            total_norm += math.hypot(*(torch.linalg.vector_norm(p.grad).item() for p in params))
+            total_norm += math.hypot(*(torch.linalg.vector_norm(p.grad).item() for p in params if p.grad is not None))
             self._method.step(self.optimizers, batch, loss)
             for schedule in self._schedules:
                 schedule.after_step()

@@ -14,6 +14,10 @@ Kind = Literal["image", "series", "features", "tokens"]
 """Of an input: (C, H, W), (C, T), (features,) or (T,) with integers."""
 
 
+TEST, VALIDATION = 0.2, 0.16
+"""Shares of the rows of one's own file that are kept for either, where it has no such split."""
+
+
 class DataError(RuntimeError):
     """Data that is missing, damaged or not to be had. The message says which file and what to do."""
 

@@ -1,7 +1,9 @@
 """The reader's own data: .npz, a table, text, or a folder of images. What is not as it should be is refused."""
 
+import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convopt.lab.data.dataset import Dataset, Kind, Split, checksum, normalise
+from convopt.lab.data import texts
+from convopt.lab.data.dataset import TEST, VALIDATION, Dataset, Kind, Split, checksum, normalise
 from convopt.lab.names import did_you_mean, quoted
 from convopt.lab.vision import torchvision
-
-TEST, VALIDATION = 0.2, 0.16
-"""Shares of a file's rows that are kept for either, where it has no such split."""
 
 SPLIT_SEED = 0
 """Of the order in which such a file is cut."""
@@ -32,11 +32,14 @@ MOST_TEXTS = 20
 FEWEST_ROWS = 20
 """That a file must have where some of its rows are kept for validation."""
 
-CONTEXT = 32
-"""Tokens of one input of a text."""
+VALIDATIONS = ("val", "valid", "validation")
+"""Names of a folder of validation images beside those to train on."""
 
 SIDE = 32
 """Pixels along each side to which images of a folder are resized."""
+
+LARGEST = 1e30
+"""That a number may be; squares of larger ones are beyond what networks compute with."""
 
 Array = NDArray[Any]
 
@@ -55,7 +58,7 @@ def load(name: str) -> Dataset:
         ".npz": lambda path, _: of_npz(path),
         ".csv": _table,
         ".parquet": _table,
-        ".txt": _text,
+        ".txt": lambda path, _: texts.load(path),
     }
     suffix = Path(path).suffix.lower()
     reader = _folder if Path(path).is_dir() else readers.get(suffix)
@@ -63,7 +66,19 @@ def load(name: str) -> Dataset:
         raise ValueError(f"{path}: expected a file ending in {', '.join(readers)}, or a folder of images")
     if mark and reader is not _table:
         raise ValueError(f"{path}: target must be left out, only tables have columns, got {quoted(column)}")
-    return reader(Path(path), column)
+    dataset = reader(Path(path), column)
+    return dataset if dataset.kind == "tokens" else _in_random_order(dataset)
+
+
+def _in_random_order(dataset: Dataset) -> Dataset:
+    """Rows are often sorted by class, and experiments take the first ones."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    orders = {
+        part: torch.from_numpy(rng.permutation(len(getattr(dataset, part)))) for part in ("train", "validation", "test")
+    }
+    splits = {part: getattr(dataset, part)[order] for part, order in orders.items()}
+    clean = None if dataset.clean is None else dataset.clean[orders["train"]]
+    return replace(dataset, **splits, clean=clean)
 
 
 def of_table(name: str, x: Array, y: Array, note: str = "") -> Dataset:
@@ -86,7 +101,7 @@ def of_npz(path: Path, **more: Array) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files if key in ARRAYS} | more
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read as .npz without pickled objects ({error})") from error
     for key in ARRAYS[:4]:
         if key not in arrays:
@@ -99,7 +114,9 @@ def of_npz(path: Path, **more: Array) -> Dataset:
             f"{path}: y_train_noisy must have a label for each of the {len(arrays['y_train'])} rows of y_train, got "
             f"{len(noisy)}"
         )
-    if "x_validation" in arrays and "y_validation" in arrays:
+    if ("x_validation" in arrays) != ("y_validation" in arrays):
+        raise ValueError(f"{path}: must have both of x_validation and y_validation, or neither")
+    if "x_validation" in arrays:
         return of_arrays(str(path), arrays, found, "", "")
     _require_enough(path, len(arrays["y_train"]), "training rows")
     arrays, split = _with_validation(arrays)
@@ -139,6 +156,8 @@ def of_arrays(name: str, arrays: dict[str, Array], found: str, note: str, split:
     if task == "regression":
         mean, scale = targets["train"].mean(), targets["train"].std(correction=0).item()
         targets = {part: ((y - mean) / scale).to(torch.float32) for part, y in targets.items()}
+        for part, y in targets.items():
+            _require_finite(f"{name}: y_{part}, divided by the standard deviation of y_train,", y.numpy())
     train = targets.get("train_noisy", targets["train"])
     return Dataset(
         name=name,
@@ -156,6 +175,13 @@ def of_arrays(name: str, arrays: dict[str, Array], found: str, note: str, split:
     )
 
 
+def _require_finite(where: str, values: Array) -> None:
+    if not np.isfinite(values).all():
+        raise ValueError(f"{where} has values that are not finite")
+    if np.abs(values.astype(np.float64)).max() > LARGEST:
+        raise ValueError(f"{where} has values beyond {LARGEST:g}, too large to compute with")
+
+
 def _targets(name: str, arrays: dict[str, Array]) -> tuple[str, int, dict[str, Tensor]]:
     """The task, the number of outputs, and the targets by part."""
     parts = {key[2:]: values for key, values in arrays.items() if key.startswith("y_")}
@@ -166,8 +192,7 @@ def _targets(name: str, arrays: dict[str, Array]) -> tuple[str, int, dict[str, T
             raise ValueError(f"{name}: y_{part} must have one target for each row, got shape {values.shape}")
         if values.dtype.kind not in "biuf":
             raise ValueError(f"{name}: y_{part} must hold integers or numbers, got {values.dtype}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: y_{part} has values that are not finite")
+        _require_finite(f"{name}: y_{part}", values)
     train = parts["train"]
     if train.dtype.kind == "f" or len(np.unique(train)) > MOST_CLASSES:
         if train.min() == train.max():
@@ -178,8 +203,8 @@ def _targets(name: str, arrays: dict[str, Array]) -> tuple[str, int, dict[str, T
         raise ValueError(f"{name}: y_train has one class only, {classes[0]}: there is nothing to learn")
     if classes[0] < 0 or classes[-1] >= 10 * len(classes):
         raise ValueError(
-            f"{name}: y_train must hold classes 0, 1, 2, ..., got {len(classes)} of them from {classes[0]} to "
-            f"{classes[-1]}"
+            f"{name}: y_train must hold classes 0, 1, 2, ..., got {len(classes)} integers from {classes[0]} to "
+            f"{classes[-1]}; as decimal numbers (1.0) they would be a regression's"
         )
     outputs = int(classes[-1]) + 1
     for part, values in parts.items():
@@ -200,14 +225,14 @@ def _inputs(name: str, arrays: dict[str, Array]) -> tuple[Kind, dict[str, Tensor
             raise ValueError(f"{name}: x_{part} must hold numbers, got {values.dtype}")
         if values.shape[1:] != shape:
             raise ValueError(f"{name}: x_{part} must have rows of shape {shape} as x_train, got {values.shape[1:]}")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{name}: x_{part} has values that are not finite")
+        _require_finite(f"{name}: x_{part}", values)
     if "grid" in arrays:
-        grid = tuple(np.atleast_1d(arrays["grid"]).tolist())
-        pixels, size = int(np.prod(grid)), int(np.prod(shape))
-        if len(grid) not in (1, 2) or pixels < 1 or size % pixels:
+        grid, size = tuple(np.atleast_1d(arrays["grid"]).ravel().tolist()), int(np.prod(shape))
+        are_lengths = len(grid) in (1, 2) and all(isinstance(length, int) and length > 0 for length in grid)
+        pixels = math.prod(grid) if are_lengths else 0
+        if not pixels or size % pixels:
             raise ValueError(
-                f"{name}: grid must be one or two lengths that divide the {size} numbers of a row, got {grid}"
+                f"{name}: grid must be one or two lengths, integers that divide the {size} numbers of a row, got {grid}"
             )
         parts = {part: values.reshape(len(values), size // pixels, *grid) for part, values in parts.items()}
     elif len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] not in (1, 3, 4):
@@ -224,6 +249,8 @@ def _inputs(name: str, arrays: dict[str, Array]) -> tuple[Kind, dict[str, Tensor
     tensors = {part: torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)) for part, values in parts.items()}
     train, others = tensors.pop("train"), tensors
     first, *rest = normalise(train, others.values(), kinds[dimensions])
+    for part, normalised in zip(others, rest, strict=True):
+        _require_finite(f"{name}: x_{part}, divided by the standard deviation of x_train,", normalised.numpy())
     return kinds[dimensions], {"train": first, **dict(zip(others, rest, strict=True))}
 
 
@@ -244,6 +271,12 @@ def _table(path: Path, column: str) -> Dataset:
     missing = frame.columns[frame.isna().any()]
     if len(missing):
         raise ValueError(f"{path}: column {quoted(missing[0])} has missing values")
+    unnamed = [name for name in frame.columns if str(name).startswith("Unnamed: ")]
+    if unnamed:
+        raise ValueError(
+            f"{path}: column {quoted(unnamed[0])} has no name; an index would tell the order of the rows: leave it "
+            "out, as to_csv(index=False) does"
+        )
     target, note = frame.pop(column), f"predicts {column}"
     if target.dtype.kind not in "biuf":
         names = sorted(target.astype(str).unique())
@@ -253,6 +286,11 @@ def _table(path: Path, column: str) -> Dataset:
             )
         note += f" ({', '.join(f'{i} is {name}' for i, name in enumerate(names[:10]))})"
         target = target.astype(str).map({name: i for i, name in enumerate(names)})
+    for name in frame.select_dtypes(include=["object"]):
+        several = [value for value in frame[name] if isinstance(value, list | dict | np.ndarray)]
+        if several:
+            kind = type(several[0]).__name__
+            raise ValueError(f"{path}: column {quoted(name)} must hold a text or a number in each row, got {kind}")
     if frame.empty:
         raise ValueError(f"{path}: needs rows, and columns beside {quoted(column)}")
     for name in frame.select_dtypes(exclude=["number", "bool"]):
@@ -265,72 +303,59 @@ def _table(path: Path, column: str) -> Dataset:
     return of_table(f"{path}::{column}", x.to_numpy(np.float64), target.to_numpy(), note)
 
 
-def _text(path: Path, _: str) -> Dataset:
-    """Characters: the next one is to be predicted. The last fifth is the test, what is before it the validation."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    vocabulary = sorted(set(text))
-    if len(text) < 100 * CONTEXT or len(vocabulary) < 2:
-        raise ValueError(
-            f"{path}: must have at least {100 * CONTEXT} characters, not all the same, got {len(text)}, "
-            f"{len(vocabulary)} of them different"
-        )
-    places = {character: i for i, character in enumerate(vocabulary)}
-    tokens = torch.tensor([places[character] for character in text])
-    cuts = [round(len(tokens) * share) for share in (1 - TEST - VALIDATION, 1 - TEST)]
-    parts = [_windows(part) for part in tokens.tensor_split(cuts)]
-    return Dataset(
-        name=str(path),
-        kind="tokens",
-        task="next token",
-        outputs=len(vocabulary),
-        train=parts[0],
-        validation=parts[1],
-        test=parts[2],
-        confirmation=None,
-        checksum=checksum(tokens.to(torch.int32)),
-        note=f"{len(vocabulary)} characters, inputs of {CONTEXT}; the text's last fifth is the test",
-    )
-
-
-def _windows(tokens: Tensor) -> Split:
-    """Consecutive inputs, and for each token of theirs the next one."""
-    count = (len(tokens) - 1) // CONTEXT
-    shown = tokens[: count * CONTEXT], tokens[1 : count * CONTEXT + 1]
-    x, y = (part.view(count, CONTEXT) for part in shown)
-    return Split(x, y)
-
-
 def _folder(path: Path, _: str) -> Dataset:
-    """torchvision's ImageFolder, of the folder or of ``train`` and ``test`` in it; images become 32x32 and RGB."""
-    roots = [path / "train", path / "test"]
-    roots = roots if all(root.is_dir() for root in roots) else [path]
-    parts = [_images_of(root) for root in roots]
-    names = [classes for _, _, classes in parts]
-    if names[0] != names[-1]:
-        raise ValueError(f"{roots[-1]}: must have the classes of {roots[0]}, {names[0]}, got {names[-1]}")
-    note = ", ".join(f"{i} is {name}" for i, name in enumerate(names[0][:10]))
-    if len(parts) == 1:
-        return of_table(str(path), *parts[0][:2], note)
-    (x, y, _), (x_test, y_test, _) = parts
-    found = checksum(x, y, x_test, y_test)
-    arrays, split = _with_validation({"x_train": x, "y_train": y, "x_test": x_test, "y_test": y_test})
-    return of_arrays(str(path), arrays, found, note, split)
+    """torchvision's ImageFolder; images become 32x32 and RGB.
+
+    Of the folder, or of ``train`` in it and ``test``, ``val``, ``valid`` or ``validation``: one of them alone is the
+    test.
+    """
+    found = {name: path / name for name in ("train", "test", *VALIDATIONS) if (path / name).is_dir()}
+    validations = [root for name, root in found.items() if name in VALIDATIONS]
+    tests = [*([found["test"]] if "test" in found else []), *validations]
+    if not found:
+        x, y, classes = _images_of(path)
+        return of_table(str(path), x, y, _told(classes))
+    if "train" not in found or not tests or len(validations) > 1:
+        raise ValueError(
+            f"{path}: must hold train, and test or one of {', '.join(VALIDATIONS)} or both; or a folder of images for "
+            f"each class; got {', '.join(found)}"
+        )
+    arrays: dict[str, Array] = {}
+    _, _, classes = of_train = _images_of(found["train"])
+    for part, root in {"train": found["train"], **dict(zip(("test", "validation"), tests, strict=False))}.items():
+        x, y, names = of_train if part == "train" else _images_of(root)
+        if names != classes:
+            raise ValueError(f"{root}: must have the classes of {found['train']}, {classes}, got {names}")
+        arrays |= {f"x_{part}": x, f"y_{part}": y}
+    together = checksum(*arrays.values())
+    arrays, split = (arrays, "") if "x_validation" in arrays else _with_validation(arrays)
+    return of_arrays(str(path), arrays, together, _told(classes), split)
+
+
+def _told(classes: list[str]) -> str:
+    return ", ".join(f"{i} is {name}" for i, name in enumerate(classes[:10]))
 
 
 def _images_of(root: Path) -> tuple[Array, Array, list[str]]:
     """Images, ``(n, 3, 32, 32)``, their labels, and the classes' names."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         found = torchvision().datasets.ImageFolder(str(root))
-        images = [
-            np.asarray(found.loader(file).resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for file, _ in found.samples
-        ]
-    except (FileNotFoundError, UnidentifiedImageError) as error:
+    except FileNotFoundError as error:
         raise ValueError(
             f"{root}: must hold a folder of images for each class ({str(error).splitlines()[0]})"
         ) from error
+    images = [_image(file) for file, _ in found.samples]
     return np.stack(images).transpose(0, 3, 1, 2), np.array(found.targets), found.classes
+
+
+def _image(file: str) -> Array:
+    """An image as ``(32, 32, 3)``."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):  # would be cut off at 255
+                raise ValueError(f"{file}: must have 8 bits for each channel, got the mode {image.mode}")
+            return np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read as an image ({str(error).splitlines()[0]})") from error

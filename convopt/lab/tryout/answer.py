@@ -109,10 +109,10 @@ def validation_of(record: Record) -> float:
 
 
 def best_trials(records: dict[Run, Record], labels: dict[Run, str]) -> dict[str, Record]:
-    """The trial of each method that is best on the validation rows; none for one whose trials all diverged."""
+    """The trial of each method that is best on the validation rows; none where all trials diverged."""
     by_method: dict[str, list[Record]] = {label: [] for label in labels.values()}
     for run, record in records.items():
-        if record.status == "finished":
+        if record.status == "finished" and math.isfinite(validation_of(record)):
             by_method[labels[run]].append(record)
     return {label: of_it[0].measure.best(of_it, key=validation_of) for label, of_it in by_method.items() if of_it}
 

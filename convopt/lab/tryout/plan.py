@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from convopt import optim
-from convopt.lab import arithmetic, data, training
+from convopt.lab import arithmetic, data, networks, training
 from convopt.lab.experiments import (
     ADAMW,
     COSINE,
@@ -117,6 +117,7 @@ class Plan:
         batch_size: rows per step.
         longest: epochs of the longest training.
         seconds: what everything is estimated to take, one run after the other.
+        fingerprint: what tells the reader's own data and network from others under their names.
     """
 
     dataset: str
@@ -127,6 +128,7 @@ class Plan:
     batch_size: int
     longest: int
     seconds: float
+    fingerprint: str
 
     def __str__(self) -> str:
         trials = len(SGD_RATES) * len(HORIZONS)
@@ -147,7 +149,7 @@ class Plan:
             epochs=max(1, round(share * self.longest)),
             model=Choice.of(self.network),
             seed=seed,
-            data=data.fingerprint(self.dataset),
+            data=self.fingerprint,
             **vars(recipe),
         )
 
@@ -167,7 +169,15 @@ def make_plan(name: str, network: str, budget: float, workers: int) -> Plan:
     n_train = len(dataset.train)
     batch_size = 16 if n_train < 4000 else 32
     probe = Plan(
-        name, network, dict(_EVERYWHERE), n_train, min(len(dataset.test), 5000), min(batch_size, n_train), 1, 0.0
+        dataset=name,
+        network=network,
+        methods=dict(_EVERYWHERE),
+        n_train=n_train,
+        n_test=min(len(dataset.test), 5000),
+        batch_size=min(batch_size, n_train),
+        longest=1,
+        seconds=0.0,
+        fingerprint=data.fingerprint(name) + networks.fingerprint(network, dataset.shape, dataset.outputs),
     )
     if _has_grids(probe, dataset):
         probe = replace(probe, methods={**_EVERYWHERE, **_ON_GRIDS})
