@@ -82,7 +82,6 @@ TASKS = {
     CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
     CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
-    "CIFAR-10, most people's labels": Task(_setting("cifar10n-aggregate", "SimpleNet", 12), has_grid=True),
     "CIFAR-10, clean labels": Task(_setting("cifar10n-clean", "SimpleNet", 12), has_grid=True),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise": Task(_setting("crop", "SimpleNet", 30, 0.15), has_grid=True),
