@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convopt.lab import data
-from convopt.lab.data import images
+from convopt.lab.data import images, prepared
 
 
 def test_digits_are_split_1200_200_397_and_need_no_files():
@@ -30,7 +30,7 @@ def test_mnist_is_split_and_normalised_as_documented(mnist_folder):
     assert mnist.test.y[:5].tolist() == [7, 2, 1, 0, 4]
 
 
-PREPARED = ["crop", "adult", "california-housing", "tiny-shakespeare", "cifar10n-worst"]
+PREPARED = ["crop", "adult", "california-housing", "tiny-shakespeare", *prepared.LABELS_OF_CIFAR10N]
 
 
 @pytest.mark.parametrize("name", PREPARED)
@@ -51,11 +51,15 @@ def test_where_it_is_not_a_line_says_what_to_put_where(name, tmp_path, monkeypat
         data.load(name)
 
 
-def test_the_worst_human_labels_are_trained_on_and_the_clean_ones_known():
-    if not data.is_at_hand("cifar10n-worst"):
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("cifar10n-worst", 0.4), ("cifar10n-random", 0.17), ("cifar10n-aggregate", 0.09), ("cifar10n-clean", 0)],
+)
+def test_human_labels_are_trained_on_and_the_clean_ones_known(name, wrong):
+    if not data.is_at_hand(name):
         pytest.skip("no human labels of CIFAR-10")
-    dataset = data.load("cifar10n-worst")
-    assert (dataset.train.y != dataset.clean).float().mean() == pytest.approx(0.4, abs=0.05)
+    dataset = data.load(name)
+    assert (dataset.train.y != dataset.clean).float().mean() == pytest.approx(wrong, abs=0.02)
 
 
 def test_an_unknown_data_set_is_refused():

@@ -12,8 +12,9 @@ from convopt.lab.study import Study
 ALL = [*sorted((ROOT / "notebooks").glob("*.ipynb")), ROOT / "templates" / "experiment.ipynb"]
 
 KNOWN = (
-    "dataset must be one of adult, breast-cancer, california-housing, cifar10, cifar10n-worst, crop, diabetes, digits, "
-    "fashion-mnist, mnist, tiny-shakespeare, or the path of a file, "
+    "dataset must be one of adult, breast-cancer, california-housing, cifar10, cifar10n-aggregate, cifar10n-clean, "
+    "cifar10n-random, cifar10n-worst, crop, diabetes, digits, fashion-mnist, mnist, tiny-shakespeare, "
+    "or the path of a file, "
 )
 
 

@@ -37,7 +37,7 @@ HOUSING = Prepared(("tabular/california_housing.npz",), f"{_SPLIT} of California
 SHAKESPEARE = Prepared(("text/tinyshakespeare.txt",), "Karpathy's tiny Shakespeare, a megabyte of text")
 CIFAR10N = Prepared(
     ("cifar10/cifar10_jpegq75.npz", "cifar10/cifar10n_first8000.npz"),
-    f"{_SPLIT} of CIFAR-10's first 8000 training images, and worse_label of CIFAR-10N (Wei et al., ICLR 2022)",
+    f"{_SPLIT} of CIFAR-10's first 8000 training images, and their labels in CIFAR-10N (Wei et al., ICLR 2022)",
 )
 
 
@@ -68,14 +68,23 @@ def text(name: str, known: Prepared, root: Path) -> Dataset:
     return replace(found, validation=found.validation.first(N_WINDOWS))
 
 
+LABELS_OF_CIFAR10N = {
+    "cifar10n-worst": "worse_label",
+    "cifar10n-random": "random_label1",
+    "cifar10n-aggregate": "aggre_label",
+    "cifar10n-clean": "clean_label",
+}
+"""By the name of the data set: the worst of three people's labels, one's, what most of them say, CIFAR-10's own."""
+
+
 @lru_cache(maxsize=1)
 def human_labels(name: str, known: Prepared, root: Path) -> Dataset:
-    """Train on images 0 to 4999 with the worst of three human labels; validate on 5000 to 7999 with clean ones."""
+    """Train on images 0 to 4999 with one of ``LABELS_OF_CIFAR10N``; validate on 5000 to 7999 with CIFAR-10's labels."""
     images, labels = (np.load(path) for path in _require(name, known, root))
     arrays = {
         "x_train": images["x_train"][:5000],
         "y_train": images["y_train"][:5000],
-        "y_train_noisy": labels["worse_label"][:5000],
+        "y_train_noisy": labels[LABELS_OF_CIFAR10N[name]][:5000],
         "x_validation": images["x_train"][5000:],
         "y_validation": images["y_train"][5000:],
         "x_test": images["x_test"],

@@ -75,7 +75,10 @@ ENTRIES: dict[str, Entry] = {
     "tiny-shakespeare": _prepared(
         Description("tokens", "next token", 22307, 1000), prepared.text, prepared.SHAKESPEARE, "tiny-shakespeare"
     ),
-    "cifar10n-worst": _prepared(_TEN_CLASSES, prepared.human_labels, prepared.CIFAR10N, "cifar10n-worst"),
+    **{
+        name: _prepared(_TEN_CLASSES, prepared.human_labels, prepared.CIFAR10N, name)
+        for name in prepared.LABELS_OF_CIFAR10N
+    },
     "breast-cancer": Entry(Description("features", "classification", 364, 114), bundled.breast_cancer),
     "diabetes": Entry(Description("features", "regression", 283, 88), bundled.diabetes),
 }

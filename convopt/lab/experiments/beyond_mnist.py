@@ -69,8 +69,8 @@ EMBEDDED = ("digits", "diabetes")
 
 MNIST = "MNIST, 15 % noise"
 FASHION = "Fashion-MNIST, 15 % noise"
-CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
-CIFAR_PERCEPTRON = "CIFAR-10, human labels"
+CIFAR_CONVNET = "CIFAR-10, worst human labels, ConvNet"
+CIFAR_PERCEPTRON = "CIFAR-10, worst human labels"
 DIGITS = "digits, 15 % noise"
 
 TASKS = {
@@ -81,8 +81,11 @@ TASKS = {
     "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
     CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
     CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
+    "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
+    "CIFAR-10, clean labels": Task(_setting("cifar10n-clean", "SimpleNet", 12), has_grid=True),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise": Task(_setting("crop", "SimpleNet", 30, 0.15), has_grid=True),
+    "Crop, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15), has_grid=True),
     "Crop, 15 % noise, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15, 0.15), has_grid=True),
     "adult": Task(_setting("adult", "TabularNet", 10)),
     "adult, 15 % noise": Task(_setting("adult", "TabularNet", 10, 0.15)),
