@@ -153,8 +153,7 @@ def test_labels_are_packed_of_what_the_predictions_are_about(results):
 )
 def test_predictions_of_many_runs_come_back_from_a_table_s_bytes(runs):
     packed = [{split: pack(rounded(values)) for split, values in run.items()} for run in runs]
-    first = {}
-    kept = [to_bytes("it", run, first) for run in packed]
+    kept = to_bytes([("it", run) for run in packed])
     assert [from_bytes("it", run, references(("it", run) for run in kept)) for run in kept] == packed
 
 
@@ -167,10 +166,12 @@ def test_rounding_keeps_numbers_to_two_thousandths_and_what_is_no_number(values)
 
 def test_bytes_of_networks_that_agree_take_little_and_damage_is_told():
     rng = np.random.default_rng(0)
-    first = rng.integers(10, size=9000, dtype=np.uint8)
-    second = np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), first)
-    known = {}
-    whole, other = (to_bytes("it", {"test": pack(each)}, known) for each in (first, second))
-    assert len(zlib.compress(other["test"])) < 0.5 * len(zlib.compress(whole["test"]))
+    common = rng.integers(10, size=9000, dtype=np.uint8)
+    several = [np.where(rng.random(9000) < 0.06, rng.integers(10, size=9000, dtype=np.uint8), common) for _ in range(3)]
+    whole, *others = to_bytes([("it", {"test": pack(each)}) for each in several])
+    for values, other in zip(several[1:], others, strict=True):
+        assert len(zlib.compress(other["test"])) < 0.4 * len(zlib.compress(values.tobytes()))
     with pytest.raises(ValueError, match="9000 inputs of it must have a reference, got none of this number"):
-        from_bytes("it", other, references([("another", whole)]))
+        from_bytes("it", others[0], references([("another", whole)]))
+    with pytest.raises(ValueError, match="ranks must be below 10, got 94"):
+        from_bytes("it", {"test": b"^" * 9001}, references([("it", whole)]))

@@ -2,7 +2,7 @@
 
 import base64
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -24,10 +24,13 @@ def unpack(text: str) -> np.ndarray:
         raise ValueError(f"predictions must be what pack() wrote, got {text[:40]!r}") from error
 
 
-References = dict[tuple[str, str, str, int], np.ndarray]
-"""What runs' predictions are kept as differences from, by data set, split, dtype and number: those of a first run."""
+Key = tuple[str, str, str, int]
+"""What predictions are about: data set, split, dtype and number."""
 
-_WHOLE, _DIFFERENCES, _STEPS = b"=", b"^", b"~"
+References = dict[Key, np.ndarray]
+"""What runs' predictions are told by: of each input its classes, the commonest first; or a first run's numbers."""
+
+_RANKING, _RANKS, _STEPS = b"#", b"^", b"~"
 
 _MANTISSA = 8
 """Bits of a number's mantissa that are kept: two thousandths of it, where seeds differ by far more."""
@@ -45,29 +48,58 @@ def rounded(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values) & np.isfinite(shorter), shorter, values)
 
 
-def to_bytes(dataset: str, run: Packed, first: References) -> dict[str, bytes]:
-    """A run's predictions for a table that compresses columns: networks agree on most inputs.
+def to_bytes(runs: Sequence[tuple[str, Packed]]) -> list[dict[str, bytes]]:
+    """Runs' predictions for a table that compresses columns: networks agree on most inputs.
+
+    A class is told by its rank among those that runs predict for its input, the commonest being 0, which compresses to
+    half of what differences from one run do.
 
     Args:
-        dataset: what the run is of.
-        run: its packed predictions.
-        first: the references so far; classes without one become one, and are kept whole.
+        runs: of each the name of its data set, and its packed predictions.
     """
-    told = {}
-    for split, text in run.items():
-        values = rounded(unpack(text))
-        key = dataset, split, values.dtype.name, len(values)
-        if values.dtype == np.uint8:
-            mark = _DIFFERENCES if key in first else _WHOLE
-            told[split] = mark + (values ^ first.get(key, np.uint8(0))).tobytes()
-            first.setdefault(key, values)
-        elif (steps := _steps(values)) is not None and key in first:
-            told[split] = _STEPS + _planes(_folded(steps - first[key]))
-        else:
-            told[split] = values.dtype.name.encode() + b":" + _planes(values)
-            if steps is not None:
-                first[key] = steps
-    return told
+    kept = [(dataset, {split: rounded(unpack(text)) for split, text in run.items()}) for dataset, run in runs]
+    rankings, told = _rankings(kept), References()
+    return [
+        {split: _content(_key(dataset, split, values), values, rankings, told) for split, values in run.items()}
+        for dataset, run in kept
+    ]
+
+
+def _key(dataset: str, split: str, values: np.ndarray) -> Key:
+    return dataset, split, values.dtype.name, len(values)
+
+
+def _rankings(runs: Iterable[tuple[str, dict[str, np.ndarray]]]) -> References:
+    """Of each input all classes, ``(classes, inputs)``, from the commonest among the runs' predictions on."""
+    found: dict[Key, list[np.ndarray]] = {}
+    for dataset, run in runs:
+        for split, values in run.items():
+            if values.dtype == np.uint8 and len(values):
+                found.setdefault(_key(dataset, split, values), []).append(values)
+    return {key: _ranking(np.stack(predicted)) for key, predicted in found.items()}
+
+
+def _ranking(predicted: np.ndarray) -> np.ndarray:
+    """For each column of ``(runs, inputs)`` the classes by how often they are in it."""
+    counts = np.stack([(predicted == each).sum(axis=0) for each in range(int(predicted.max()) + 1)])
+    return np.argsort(-counts, axis=0, kind="stable").astype(np.uint8)
+
+
+def _content(key: Key, values: np.ndarray, rankings: References, told: References) -> bytes:
+    """One run's predictions; where no run of the same ``key`` has come before, with what the next are told by."""
+    if key in rankings:
+        ranking = rankings[key]
+        ranks = (ranking == values).argmax(axis=0).astype(np.uint8).tobytes()
+        if key in told:
+            return _RANKS + ranks
+        told[key] = ranking
+        return _RANKING + np.uint8(len(ranking) - 1).tobytes() + ranking.tobytes() + ranks
+    steps = _steps(values)
+    if steps is not None and key in told:
+        return _STEPS + _planes(_folded(steps - told[key]))
+    if steps is not None:
+        told[key] = steps
+    return values.dtype.name.encode() + b":" + _planes(values)
 
 
 def _steps(values: np.ndarray) -> np.ndarray | None:
@@ -97,38 +129,51 @@ def _from_planes(content: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def references(runs: Iterable[tuple[str, dict[str, bytes]]]) -> References:
-    """What runs, by the name of their data set, have kept whole, and others as differences from it."""
+    """What the first runs of a table, by the name of their data set, say that the others are told by."""
     found: References = {}
     for dataset, run in runs:
         for split, content in run.items():
-            if content.startswith(_WHOLE):
-                found.setdefault(
-                    (dataset, split, "uint8", len(content) - 1), np.frombuffer(content, np.uint8, offset=1)
-                )
-            elif not content.startswith((_DIFFERENCES, _STEPS)):
+            if content.startswith((_RANKS, _STEPS)):
+                continue
+            if content.startswith(_RANKING):
+                ranking, _ = _ranking_and_ranks(content)
+                found.setdefault((dataset, split, "uint8", ranking.shape[1]), ranking)
+            else:
                 values = _numbers(content)
-                key = dataset, split, values.dtype.name, len(values)
+                key = _key(dataset, split, values)
                 if key not in found and (steps := _steps(values)) is not None:
                     found[key] = steps
     return found
 
 
-def from_bytes(dataset: str, run: dict[str, bytes], first: References) -> Packed:
+def from_bytes(dataset: str, run: dict[str, bytes], known: References) -> Packed:
     """The inverse of :func:`to_bytes`. ValueError where bytes are damaged or there is no reference for them."""
-    return {split: pack(_values(dataset, split, content, first)) for split, content in run.items()}
+    return {split: pack(_values(dataset, split, content, known)) for split, content in run.items()}
 
 
-def _values(dataset: str, split: str, content: bytes, first: References) -> np.ndarray:
-    if content.startswith(_WHOLE):
-        return np.frombuffer(content, np.uint8, offset=1)
-    if content.startswith(_DIFFERENCES):
-        values = np.frombuffer(content, np.uint8, offset=1)
-        return values ^ _reference(first, dataset, split, "uint8", len(values))
+def _values(dataset: str, split: str, content: bytes, known: References) -> np.ndarray:
+    if content.startswith(_RANKING):
+        return _of_ranks(*_ranking_and_ranks(content))
+    if content.startswith(_RANKS):
+        ranks = np.frombuffer(content, np.uint8, offset=1)
+        return _of_ranks(_reference(known, dataset, split, "uint8", len(ranks)), ranks)
     if content.startswith(_STEPS):
         folded = _from_planes(content[1:], np.dtype(np.uint32))
-        steps = _unfolded(folded) + _reference(first, dataset, split, "float32", len(folded))
+        steps = _unfolded(folded) + _reference(known, dataset, split, "float32", len(folded))
         return (steps.astype(np.uint32) << np.uint32(_DROPPED)).view(np.float32)
     return _numbers(content)
+
+
+def _ranking_and_ranks(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of a first run's content: ``(classes, inputs)`` and ``(inputs,)``."""
+    rows = np.frombuffer(content, np.uint8, offset=2).reshape(content[1] + 2, -1)
+    return rows[:-1], rows[-1]
+
+
+def _of_ranks(ranking: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    if ranks.max() >= len(ranking):
+        raise ValueError(f"predictions' ranks must be below {len(ranking)}, got {ranks.max()}")
+    return np.take_along_axis(ranking, ranks[None], axis=0)[0]
 
 
 def _numbers(content: bytes) -> np.ndarray:
@@ -136,7 +181,7 @@ def _numbers(content: bytes) -> np.ndarray:
     return _from_planes(numbers, np.dtype(name.decode()))
 
 
-def _reference(first: References, dataset: str, split: str, dtype: str, count: int) -> np.ndarray:
-    if (dataset, split, dtype, count) not in first:
+def _reference(known: References, dataset: str, split: str, dtype: str, count: int) -> np.ndarray:
+    if (dataset, split, dtype, count) not in known:
         raise ValueError(f"predictions of {count} inputs of {dataset} must have a reference, got none of this number")
-    return first[dataset, split, dtype, count]
+    return known[dataset, split, dtype, count]

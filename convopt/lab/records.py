@@ -254,9 +254,10 @@ def write_table(records: Iterable[Record], path: Path) -> None:
     Kernels, seconds and predictions are rounded as in new records.
     """
     rows = []
-    ordered = sorted(records, key=lambda record: json.dumps(record.run.to_json(), sort_keys=True))
-    first: References = {}
-    for record in ordered:
+    # runs that are alike stand together and so compress better
+    ordered = sorted(records, key=lambda record: (record.run.dataset, json.dumps(record.run.to_json(), sort_keys=True)))
+    predictions = to_bytes([(record.run.dataset, record.predictions) for record in ordered])
+    for record, predicted in zip(ordered, predictions, strict=True):
         data = record.to_json()
         rows.append(
             {
@@ -270,18 +271,16 @@ def write_table(records: Iterable[Record], path: Path) -> None:
                 **{name: json.dumps(data[name], separators=(",", ":")) for name in ("run", "provenance")},
                 "kernels": json.dumps(with_digits(data["kernels"], DIGITS_OF_KERNELS), separators=(",", ":")),
                 **dict.fromkeys(_PREDICTIONS.values()),
-                **{
-                    _PREDICTIONS[split]: content
-                    for split, content in to_bytes(record.run.dataset, record.predictions, first).items()
-                },
+                **{_PREDICTIONS[split]: content for split, content in predicted.items()},
             }
         )
-    by_value = [name for name in rows[0] if name not in _RARELY_EQUAL] if rows else []
+    by_value = [name for name in rows[0] if name not in (*_RARELY_EQUAL, *_PREDICTIONS.values())] if rows else []
     table = pd.DataFrame(rows).to_parquet(
         None,
         index=False,
         compression="zstd",
         compression_level=19,
+        data_page_size=1 << 24,  # each page is compressed by itself
         use_dictionary=[*by_value, *(f"{name}.list.element" for name in CURVES if name not in _RARELY_EQUAL)],
         use_byte_stream_split=[f"{name}.list.element" for name in _RARELY_EQUAL],
     )
@@ -350,7 +349,7 @@ def _predictions_of(row: dict[str, Any]) -> dict[str, bytes]:
     return {split: row[column] for split, column in _PREDICTIONS.items() if row[column] is not None}
 
 
-def _from_row(row: dict[str, Any], first: References) -> Record:
+def _from_row(row: dict[str, Any], known: References) -> Record:
     confirmation = row["confirmation_accuracy"]
     parsed = {name: json.loads(row[name]) for name in ("run", "kernels", "provenance")}
     return Record.from_json(
@@ -360,7 +359,7 @@ def _from_row(row: dict[str, Any], first: References) -> Record:
             "curves": {name: row[name].tolist() for name in CURVES if row.get(name) is not None},
             "confirmation_accuracy": None if pd.isna(confirmation) else confirmation,
             **parsed,
-            "predictions": from_bytes(row["dataset"], _predictions_of(row), first),
+            "predictions": from_bytes(row["dataset"], _predictions_of(row), known),
         }
     )
 

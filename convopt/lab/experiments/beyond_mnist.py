@@ -69,8 +69,8 @@ EMBEDDED = ("digits", "diabetes")
 
 MNIST = "MNIST, 15 % noise"
 FASHION = "Fashion-MNIST, 15 % noise"
-CIFAR_CONVNET = "CIFAR-10, worst human labels, ConvNet"
-CIFAR_PERCEPTRON = "CIFAR-10, worst human labels"
+CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
+CIFAR_PERCEPTRON = "CIFAR-10, human labels"
 DIGITS = "digits, 15 % noise"
 
 TASKS = {
