@@ -56,7 +56,7 @@ def idct(spectrum: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 LONG = 256
-"""From this length on an FFT transforms an axis faster than a product with a matrix: 2.5 times at 256, 10 at 1024."""
+"""From this length on an FFT transforms an axis faster than a product with a matrix, at 1024 ten times as fast."""
 
 
 class LongBasis:
