@@ -1,4 +1,5 @@
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -6,13 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-from convopt.lab.arithmetic import PORTABLE
-from convopt.lab.printing import chromium
-
 ROOT = Path(__file__).parent.parent
+
+# As in the processes that train what is recorded: runs of one process then need no other. It must be there before
+# anything imports NumPy, and to import it from convopt would.
+os.environ |= runpy.run_path(str(ROOT / "convopt" / "lab" / "portable.py"))["PORTABLE"]
+
+import torch  # noqa: E402
+
+from convopt.lab.printing import chromium  # noqa: E402
+
 CHROMIUM = chromium()
 
 # Test set-up only: where a development machine keeps MNIST beside the checkout.
@@ -20,8 +26,6 @@ _BESIDE = ROOT.parent / "shared" / "data"
 if "CONVOPT_DATA" not in os.environ and (_BESIDE / "MNIST").is_dir():
     os.environ["CONVOPT_DATA"] = str(_BESIDE)
 
-# As in the processes that train what is recorded: runs of one process then need no other.
-os.environ |= PORTABLE
 # Of the processes that tests start; as many tests as there are cores run at a time.
 os.environ["OMP_NUM_THREADS"] = "1"
 

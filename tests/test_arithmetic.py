@@ -8,7 +8,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from convopt.lab import arithmetic, cluster, provenance
-from convopt.lab.arithmetic import PORTABLE
+from convopt.lab.portable import PORTABLE
 
 portable = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no x86-64 processor")
 

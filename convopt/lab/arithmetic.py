@@ -1,8 +1,8 @@
 """Arithmetic that gives the same bits on every x86-64 processor, so that a recorded run can be had again to the last.
 
-MKL, oneDNN, torch's own loops and NumPy's OpenBLAS choose their code by the processor. ``PORTABLE`` holds them to code
-that all have. One function is left: MKL's square root is rounded correctly on Intel's processors only, so NumPy's takes
-its place.
+MKL, oneDNN, torch's own loops and NumPy's OpenBLAS choose their code by the processor. ``portable.PORTABLE`` holds them
+to code that all have. One function is left: MKL's square root is rounded correctly on Intel's processors only, so
+NumPy's takes its place.
 
 Measured in November 2026, torch 2.11 on an Intel Xeon against torch 2.13 on an AMD EPYC: in forty steps of eight
 optimizers on two networks at three batch sizes, all operations had the same bits. Without NumPy's, the square root
@@ -21,14 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PORTABLE = {
-    "MKL_CBWR": "COMPATIBLE",
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "OPENBLAS_CORETYPE": "Haswell",
-    "OPENBLAS_NUM_THREADS": "1",
-}
-"""The environment of a process that computes portably. It has to be there before the process imports NumPy."""
+from convopt.lab.portable import PORTABLE
 
 
 def is_asked_for() -> bool:

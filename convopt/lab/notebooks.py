@@ -22,10 +22,10 @@ from papermill.models import Parameter
 from tqdm.auto import tqdm
 
 from convopt.lab import cluster
-from convopt.lab.arithmetic import PORTABLE
 from convopt.lab.folders import require_writable
 from convopt.lab.names import quoted, require_known
 from convopt.lab.parameters import check_parameters
+from convopt.lab.portable import PORTABLE
 from convopt.lab.profiles import PROFILES
 from convopt.lab.workspace import project_folder
 

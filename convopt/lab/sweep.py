@@ -6,9 +6,9 @@ from dataclasses import fields
 from typing import Any
 
 from convopt.lab import cluster
-from convopt.lab.arithmetic import PORTABLE
 from convopt.lab.data import DataError
 from convopt.lab.folders import require_writable
+from convopt.lab.portable import PORTABLE
 from convopt.lab.records import Failure, Record, Store
 from convopt.lab.runs import Choice, Run
 from convopt.lab.training import train
@@ -36,7 +36,7 @@ def sweep(
         store: where records are looked for and saved.
         jobs: worker processes, see ``cluster.completed``. Their arithmetic is portable, see ``arithmetic``.
         scheduler: address of a running Dask scheduler to use in their place; records come back here. Its workers
-            compute portably if they were started with ``arithmetic.PORTABLE`` in their environment.
+            compute portably if they were started with ``portable.PORTABLE`` in their environment.
         retry_failed: train also what failed in an earlier sweep.
 
     Raises:
