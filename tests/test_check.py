@@ -29,6 +29,12 @@ def test_a_good_record_in_a_store_or_a_table_has_no_fault(tmp_path, record):
     assert check.check(tmp_path, tmp_path / "table.parquet") == (2, [])
 
 
+def test_a_record_of_ones_own_network_has_no_fault_though_it_cannot_be_imported_here(tmp_path, record):
+    run = replace(RUN, dataset=str(tmp_path), data="0123", model=Choice.of("elsewhere:of_rows"))
+    found = [said for _, said in check._faults(replace(record, run=run))]
+    assert not any("elsewhere" in said for said in found)
+
+
 def test_a_table_keeps_records_with_and_without_predictions(tmp_path, record):
     records = [replace(record, predictions={}), replace(record, run=replace(RUN, seed=RUN.seed + 1))]
     write_table(records, tmp_path / "table.parquet")

@@ -301,8 +301,8 @@ def test_the_list_tells_pages_their_experiments_and_how_much_is_there(tmp_path, 
 
 
 def test_a_project_without_notebooks_says_so(tmp_path, monkeypatch, capsys):
-    for folder in ("notebooks", "book"):
-        (tmp_path / folder).mkdir()
+    for folder in ("notebooks", "book/records"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert main(["notebooks"]) == 2
     assert f"there are no notebooks in {tmp_path / 'notebooks'}" in capsys.readouterr().err
@@ -312,8 +312,8 @@ def test_a_project_without_notebooks_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_publish_refuses_an_incomplete_study(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book").mkdir()
+    for folder in ("notebooks", "book/records"):
+        (tmp_path / folder).mkdir(parents=True)
     shown = convopt("publish", "--store", str(tmp_path / "runs"), cwd=tmp_path)
     assert shown.returncode == 1
     assert re.search(r"(\d+) of \1 published runs have no record", shown.stderr)

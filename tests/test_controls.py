@@ -113,3 +113,12 @@ def test_label_smoothing_is_least_at_smoothed_labels():
     y = torch.tensor([0])
     assert loss_of(smoothed, y) < loss_of(smoothed + torch.tensor([[0.5, 0.0]]), y)
     assert loss_of(smoothed, y) < loss_of(smoothed - torch.tensor([[0.5, 0.0]]), y)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"), [(None, (6, 64)), ((46,), (6, 46)), ((4, 4), (16, 1, 3, 3)), ((5, 5), (6, 64))]
+)
+def test_a_kernel_over_pixels_needs_a_weight_that_sees_them(grid, shape):
+    weight = nn.Parameter(torch.randn(shape))
+    with pytest.raises(ValueError, match="needs a grid of two axes and a weight"):
+        controls.smooth_over_pixels(torch.optim.SGD([weight]), weight, grid, "binomial", 3)

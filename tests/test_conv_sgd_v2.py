@@ -62,6 +62,20 @@ def test_a_tensor_start_gives_both_kernels():
     torch.testing.assert_close(start["kernel_1d"], taps * 0 + torch.tensor([1.0, 6, 1]) / 8)
 
 
+@pytest.mark.parametrize("init", [torch.tensor([0.0, 1, 2, 1, 0]), kernels.identity(5) + torch.eye(5)[1]])
+def test_a_tap_of_zero_stays_so_while_the_others_learn(init):
+    line, image = parameter((50,)), parameter((10, 10))
+    optimizer = ConvolutionalSGDv2([line, image], kernel_lr=0.5, kernel_init=init, kernel_update_every=1)
+    start = optimizer.kernels()
+    for seed in range(20):
+        for p in (line, image):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)) + 2
+        optimizer.step()
+    for name, kernel in optimizer.kernels().items():
+        assert (kernel[start[name] == 0] == 0).all()
+        assert (kernel - start[name]).abs().max() > 1e-3
+
+
 def test_the_identity_stays_and_makes_it_sgd():
     ours, theirs = parameter((9, 7)), parameter((9, 7))
     smoothing = ConvolutionalSGDv2([ours], lr=0.1, momentum=0.9, kernel_init="identity")

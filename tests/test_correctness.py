@@ -12,6 +12,7 @@ from convopt.lab import correctness, data, experiments, stats, training
 from convopt.lab.correctness import Pair
 from convopt.lab.experiments import Arm, Experiment
 from convopt.lab.predictions import from_bytes, pack, references, rounded, to_bytes
+from convopt.lab.records import Record
 from convopt.lab.study import Results
 
 SETTING = replace(experiments.STRESS, n_train=400, epochs=1)
@@ -175,3 +176,25 @@ def test_bytes_of_networks_that_agree_take_little_and_damage_is_told():
         from_bytes("it", others[0], references([("another", whole)]))
     with pytest.raises(ValueError, match="ranks must be below 10, got 94"):
         from_bytes("it", {"test": b"^" * 9001}, references([("it", whole)]))
+
+
+def test_a_point_of_a_regression_is_one_of_the_seeds_that_are_compared():
+    run = experiments.STRESS_CLEAN.run(experiments.SGD, "diabetes", 1, 0)
+
+    def arm(seeds, scale, status="finished"):
+        errors = {seed: scale * np.arange(1.0, 45) for seed in seeds}
+        return [
+            Record(
+                replace(run, seed=seed), status, {"test_rmse": [1.0]}, [], None, {}, {"test": pack(each.astype("f4"))}
+            )
+            for seed, each in errors.items()
+        ]
+
+    control = [*arm(range(5), 1.0), *arm(range(5, 10), 100.0)]
+    treatment = [*arm(range(5), 0.9), *arm(range(5, 10), 0.9, "diverged")]
+    assert correctness.difference(treatment, control).interval.mean == pytest.approx(10, abs=0.01)
+
+
+def test_of_what_is_no_number_there_is_no_interval():
+    found = stats.crossed_difference(*[{seed: np.array([np.nan, 1.0]) for seed in range(3)} for _ in range(2)])
+    assert (found.interval.excludes_zero, found.p, found.p_equal) == (False, 1.0, 1.0)

@@ -1,5 +1,6 @@
 """Smoothing descends exactly where its kernel is positive semidefinite."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -179,3 +180,16 @@ def test_what_cannot_be_judged_is_refused(kernel, said):
         assert said in str(error.value)
     with pytest.raises(ValueError, match="positive sum"):
         kernels.project_positive_semidefinite(torch.tensor([1.0, -3.0, 1.0]))
+
+
+@pytest.mark.parametrize("drawn", [8, 9, 11])  # in which the grid's own bottoms are not the lowest points
+def test_the_lowest_point_of_a_narrow_valley_across_the_grid_is_found(drawn):
+    rng = np.random.default_rng(0)
+    for _ in range(drawn):
+        taps = rng.normal(size=(5, 5)) + 0.3
+    for axis in (0, 1):
+        taps = taps + np.flip(taps, axis)
+    kernel = kernels.project_positive_semidefinite(torch.from_numpy(taps.copy()))
+    along = torch.linspace(0, torch.pi, 1601, dtype=torch.float64)
+    lowest = kernels.frequency_response(kernel, along[:, None], along[None]).min()
+    assert lowest >= -1e-6 * kernel.abs().sum()

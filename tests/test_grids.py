@@ -64,6 +64,30 @@ class ChannelsMixed(nn.Module):
         return self.features(self.mixed(x.permute(0, 2, 3, 1).flatten(1)))
 
 
+class Padded(nn.Module):
+    """Texts, made longer by zeros: what their features lie in is no image."""
+
+    def __init__(self):
+        super().__init__()
+        self.letters = nn.Embedding(20, 16)
+        self.flat = nn.Linear(12 * 16, 4)
+
+    def forward(self, x):
+        return self.flat(nn.functional.pad(self.letters(x), (0, 0, 0, 2)).flatten(1))
+
+
+class Behind(nn.Module):
+    """A layer that sees what a function makes of images."""
+
+    def __init__(self, function, seen: int):
+        super().__init__()
+        self.function = function
+        self.flat = nn.Linear(seen, 4)
+
+    def forward(self, x):
+        return self.flat(self.function(x).flatten(1))
+
+
 def grids(model: nn.Module, sample_input) -> dict[str, tuple[int, ...]]:
     groups, _ = spatial_param_groups(model, sample_input)
     return {name: group["grid"] for group in groups if group["grid"] for name, _ in group["params"]}
@@ -83,8 +107,13 @@ def grids(model: nn.Module, sample_input) -> dict[str, tuple[int, ...]]:
         (ChannelsMixed(), torch.zeros(1, 2, 4, 4), {}),
         (nn.Sequential(nn.Conv2d(1, 2, 7), nn.Conv2d(2, 2, 5)), torch.zeros(1, 1, 16, 16), {"0.weight": (7, 7)}),
         (nn.Linear(784, 10), torch.zeros(4, 784), {}),
+        (Padded(), torch.zeros(1, 10, dtype=torch.int64), {}),
+        (Behind(nn.ZeroPad2d(1), 36), torch.zeros(1, 1, 4, 4), {"flat.weight": (1, 6, 6)}),
     ],
-    ids=["perceptron", "functional", "sequence", "patches", "channels last", "convolutions", "flat input"],
+    ids=[
+        *("perceptron", "functional", "sequence", "patches", "channels last", "convolutions", "flat input"),
+        *("padded texts", "padded images"),
+    ],
 )
 def test_grids_are_those_of_the_images_that_the_weights_see(model, sample_input, expected):
     assert grids(model, sample_input) == expected
@@ -179,3 +208,23 @@ def test_of_torchvisions_models_it_finds_the_stem(name, size, expected):
     with torch.device("meta"):
         model = getattr(torchvision().models, name)()
     assert grids(model, torch.zeros(1, 3, size, size, device="meta")) == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(nn.Hardshrink(), nn.Softshrink(), nn.Softsign(), nn.Tanhshrink(), nn.Threshold(0, 0), nn.LogSigmoid()),
+        *(nn.Softmax2d(), torch.abs, torch.neg, lambda x: 1 - x, lambda x: x**2, lambda x: x.clip(0)),
+    ],
+    ids=str,
+)
+def test_what_keeps_an_image_does_not_hide_it(function):
+    assert grids(Behind(function, 64), torch.zeros(1, 1, 8, 8)) == {"flat.weight": (1, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [nn.FractionalMaxPool2d(2, output_size=4), lambda x: nn.functional.max_pool2d(x, 2, return_indices=True)[0]],
+)
+def test_a_pooling_that_tells_its_indices_makes_images_too(pooling):
+    assert grids(Behind(pooling, 16), torch.zeros(1, 1, 8, 8)) == {"flat.weight": (1, 4, 4)}

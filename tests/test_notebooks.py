@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 from distributed import LocalCluster
 
-from convopt.lab import commands, notebooks
+from convopt.lab import commands, notebooks, workspace
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEMPLATE = ROOT / "templates" / "experiment.ipynb"
@@ -115,8 +115,8 @@ def write(path, *sources, parameters=None):
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project folder with one notebook that works and one that fails."""
-    for folder in ("notebooks", "book"):
-        (tmp_path / folder).mkdir()
+    for folder in ("notebooks", "book/records"):
+        (tmp_path / folder).mkdir(parents=True)
     write(
         tmp_path / "notebooks" / "01-good.ipynb",
         "print(f'{seeds=} {dataset=} {word=}')",
@@ -188,6 +188,19 @@ def test_braces_in_paths_are_taken_as_they_are(project, monkeypatch):
     assert done == within / "out{x}" / "01-good.ipynb"
     assert "seeds=7" in printed(done)
     assert sorted(path.name for path in within.iterdir()) == ["book", "notebooks", "out{x}"]
+
+
+def test_a_grid_is_not_written_beside_the_notebooks(project):
+    with pytest.raises(ValueError, match="output must be another folder than that of the notebook"):
+        notebooks.execute_all(["01-good"], {"seeds": ["1", "2"]}, "published", project / "notebooks", timeout=60)
+    assert len(list((project / "notebooks").iterdir())) == 2
+
+
+def test_a_book_of_somebody_else_is_not_the_project(tmp_path, monkeypatch):
+    for folder in ("notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert workspace.project_folder() == ROOT
 
 
 def test_a_folder_where_an_output_belongs_is_refused_before_anything_is_executed(project):

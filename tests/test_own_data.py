@@ -1,5 +1,6 @@
 """The reader's own files: each kind is trained on with every optimizer, and what is not as it should be is refused."""
 
+import decimal
 import re
 import shutil
 from dataclasses import replace
@@ -24,6 +25,10 @@ GOOD = {
     "x_test": RNG.normal(size=(20, 6)),
     "y_test": np.arange(20) % 3,
 }
+
+
+PIXELS = {"train": 16, "test": 4}
+"""Each grey value so often."""
 
 
 def npz(folder: Path, **changed) -> str:
@@ -114,6 +119,33 @@ def test_the_same_numbers_in_another_shape_are_another_data_set(tmp_path):
     first = data.fingerprint(npz(tmp_path))
     shaped = {part: GOOD[part].reshape(-1, 1, 2, 3) for part in ("x_train", "x_test")}
     assert data.fingerprint(npz(tmp_path, **shaped)) != first
+
+
+def test_the_same_bytes_in_another_dtype_are_another_data_set(tmp_path):
+    pixels = {part: np.arange(256, dtype=np.uint8).repeat(n).reshape(-1, 1, 8, 8) for part, n in PIXELS.items()}
+    labels = {part: np.arange(len(each)) % 2 for part, each in pixels.items()}
+
+    def of(dtype):
+        x = {f"x_{part}": each.view(dtype) for part, each in pixels.items()}
+        return data.fingerprint(npz(tmp_path, **x, **{f"y_{part}": each for part, each in labels.items()}))
+
+    assert of(np.uint8) != of(np.int8)
+
+
+def test_decimal_columns_are_numbers(tmp_path):
+    prices = [decimal.Decimal(f"{i}.5") for i in range(40)]
+    frame = pd.DataFrame({"area": prices[::-1], "price": prices})
+    frame.to_parquet(tmp_path / "sold.parquet")
+    dataset = data.load(f"{tmp_path / 'sold.parquet'}::price")
+    assert (dataset.task, dataset.shape) == ("regression", (1,))
+
+
+def test_small_errors_are_told_with_three_digits(tmp_path):
+    path = npz(tmp_path, y_train=1e-3 * RNG.normal(size=60), y_test=1e-3 * RNG.normal(size=20))
+    experiment = experiments.find("06-stress-test")
+    record = training.train(experiment.runs(path, [0], 1)[0])
+    (told,) = report.table(experiment, report.rows(experiment, [record])).text()["final RMSE"]
+    assert float(told) == pytest.approx(record.final, rel=0.01)
 
 
 def test_rows_that_are_sorted_by_class_are_not_taken_in_that_order(tmp_path):

@@ -32,6 +32,7 @@ def test_every_parameter_has_its_values_declared_and_a_default_among_them(path):
     [
         ("dataset", "minst", 'got "minst"; did you mean mnist?'),
         ("dataset", 3, "or the path of a file, got 3"),
+        ("dataset", "diabetes", 'must be one of a classification, as notebooks tell of accuracies, got "diabetes"'),
         ("seeds", -1, "seeds must be an integer from 1 to 10000, or 0 for the default, got -1"),
         ("seeds", 10**9, "got 1000000000"),
         ("seeds", 2.0, "seeds must be an integer"),

@@ -1,6 +1,7 @@
 """The last cell of a page says how to have it again. That this works, test_project shows."""
 
 import re
+import subprocess
 
 from convopt.lab import experiments, provenance, training
 
@@ -32,3 +33,15 @@ def test_the_executed_notebook_can_be_downloaded_and_of_a_page_with_records_thei
     assert "published.parquet" in with_records
     assert "published.parquet" not in without + with_own
     assert "1 records are of digits" in with_own
+
+
+def test_a_package_within_a_foreign_repository_has_no_commit(tmp_path, monkeypatch):
+    package = tmp_path / "venv" / "convopt"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / ".gitignore").write_text("venv\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in (["init", "-q"], ["add", ".gitignore"], [*identity, "commit", "-qm", "foreign"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance.convopt, "__file__", str(package / "__init__.py"))
+    assert provenance._commit() is None

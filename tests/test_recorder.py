@@ -73,3 +73,17 @@ def test_the_optimizer_itself_keeps_no_history(optimizer_class):
 def test_a_bad_interval_is_refused():
     with pytest.raises(ValueError, match="every"):
         KernelRecorder(ConvolutionalSGD([torch.nn.Parameter(torch.zeros(9))]), every=0)
+    with pytest.raises(ValueError, match="beta"):
+        KernelRecorder(ConvolutionalSGD([torch.nn.Parameter(torch.zeros(9))]), beta=2.0)
+
+
+@pytest.mark.parametrize("optimizer_class", [ConvolutionalSGD, LocalLossConvSGD, ConvolutionalSGDv2])
+def test_a_step_without_gradients_is_recorded_too(optimizer_class):
+    p = torch.nn.Parameter(torch.randn(50))
+    optimizer = optimizer_class([p])
+    with KernelRecorder(optimizer) as recorder:
+        p.grad = torch.randn(50)
+        optimizer.step()
+        p.grad = None
+        optimizer.step()
+    assert recorder.history["step"] == [1, 2]

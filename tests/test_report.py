@@ -7,13 +7,15 @@ import io
 import itertools
 import re
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convopt.lab import experiments, methods, report, stats
+from convopt.lab import experiments, figures, methods, report, stats
+from convopt.lab.figures.looks import METHODS
 from convopt.lab.records import Record
 from convopt.lab.study import Results
 
@@ -236,6 +238,25 @@ def test_a_gradient_norm_that_overflowed_makes_stability_infinite_and_the_table_
     (row,) = report.rows(STRESS, records)
     assert row["stability"] == {"mean": np.inf, "low": None, "high": None}
     assert report.table(STRESS, [row]).text()["stability"].tolist() == ["inf"]
+
+
+def test_a_figure_of_curves_bears_numbers_that_overflowed():
+    axes = plt.subplots()[1]
+    figures.style.band(axes, [np.array([np.inf, 1.0]), np.array([2.0, 1.5])], METHODS["SGD"], "SGD")
+    plt.close(axes.figure)
+
+
+def test_equal_runs_have_one_identity():
+    run = experiments.STRESS.run(experiments.SGD, "digits", 1, 0)
+    clean, again = (dataclasses.replace(run, label_noise=none) for none in (0, 0.0))
+    assert clean == again
+    assert clean.id == again.id
+
+
+@pytest.mark.parametrize("scale", [1e-13, 1.0, 1e13])
+def test_an_interval_does_not_depend_on_the_unit(scale):
+    found = stats.mean_interval(scale * np.array([1.0, 5, -3, 4, -2, 6]))
+    assert found.low < 0 < found.high
 
 
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]\d+)?")

@@ -24,8 +24,8 @@ def published():
 @pytest.fixture
 def project(tmp_path, monkeypatch, published):
     """A project folder with a few published records of the digits."""
-    for folder in ("notebooks", "book"):
-        (tmp_path / folder).mkdir()
+    for folder in ("notebooks", "book/records"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     write_table(published, tmp_path / PUBLISHED)
     return tmp_path
@@ -88,6 +88,20 @@ class TestCompare:
         ]
         assert reproduction.tolerance(several[0], several, "final") == pytest.approx(1.5)
 
+    @pytest.mark.parametrize(("before", "after"), [(50.0, np.nan), (50.0, np.inf), (np.inf, 50.0)])
+    def test_what_is_no_number_is_within_no_tolerance(self, before, after):
+        run = experiments.STRESS_CLEAN.run(experiments.SGD, "diabetes", 1, 0)
+        old, new = (Record(run, "finished", {"test_rmse": [value]}, [], None, {}) for value in (before, after))
+        assert self.verdict(old, new, [old, replace(old, run=replace(run, seed=1))]) == "outside"
+        assert reproduction.is_identical(new, replace(new))
+
+    def test_other_predictions_or_kernels_are_not_identical(self, published):
+        old = published[0]
+        others = replace(published[1], run=old.run).predictions
+        assert not reproduction.is_identical(old, replace(old, predictions=others))
+        assert not reproduction.is_identical(old, replace(old, kernels=[{"kernel": [1.0]}]))
+        assert reproduction.is_identical(old, replace(old, predictions={}))
+
     def test_a_run_that_diverged_must_diverge_again(self, published):
         old = published[0]
         diverged = replace(old, status="diverged", curves={})
@@ -129,6 +143,10 @@ class TestArms:
         published = self.arm(np.linspace(0.88, 0.92, 10))
         fresh = [replace(record, status="diverged", curves={}) for record in self.arm([0.9] * 3, 1000)]
         assert list(reproduction.compare_arms(fresh, published).verdict) == ["differs"]
+
+    def test_an_arm_whose_fresh_seeds_are_no_numbers_differs(self):
+        published = self.arm(np.linspace(0.88, 0.92, 10))
+        assert list(reproduction.compare_arms(self.arm([0.9, np.nan], 1000), published).verdict) == ["differs"]
 
     def test_one_seed_does_not_say_how_far_seeds_differ(self):
         (record,) = self.arm([0.9])

@@ -72,3 +72,14 @@ def test_the_command_writes_what_records_say_and_leaves_other_choices(capsys, tm
 def test_what_is_no_search_is_refused(capsys):
     assert main(["choose", "06-stress-test"]) == 2
     assert capsys.readouterr().err.startswith("convopt: error: search must be one of 04-wiener-tuning")
+
+
+@pytest.mark.parametrize("spoilt", [None, float("nan")], ids=["diverged", "nan"])
+def test_a_trial_that_came_to_nothing_is_never_chosen(spoilt):
+    """Not even where others are worse than guessing among ten, or come later."""
+
+    def load(run):
+        return trained(run, 0.05 if dict(run.optimizer.options)["lr"] == 0.03 else spoilt)
+
+    chosen = searches.choose(experiments.find("04-wiener-tuning"), load)
+    assert chosen["clean labels: SGD"] == 0.03

@@ -199,8 +199,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(tmp_path, recor
 
 @pytest.mark.parametrize("kept", [0.5, 0.0], ids=["truncated", "empty"])
 def test_a_damaged_table_is_named_with_how_to_get_it_back(tmp_path, records, kept, monkeypatch, capsys):
-    for folder in ("notebooks", "book"):
-        (tmp_path / folder).mkdir()
+    for folder in ("notebooks", "book/records"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     write_table(records, tmp_path / PUBLISHED)
     content = (tmp_path / PUBLISHED).read_bytes()

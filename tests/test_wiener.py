@@ -196,6 +196,46 @@ class TestTheFilter:
         with pytest.raises(RuntimeError, match="half batches"):
             make(name, new_params()).mark_half()
 
+    def test_where_no_half_is_needed_none_is_missed(self, name):
+        params = [nn.Parameter(torch.randn(5))]
+        optimizer = make(name, [{"params": params}], second_estimate="half batches", snr_annealing=False)
+        params[0].grad = torch.ones(5)
+        before = params[0].detach().clone()
+        optimizer.step()
+        assert not torch.equal(params[0], before)
+
+    def test_parameters_without_names_are_told_apart_over_groups(self, name):
+        params = [nn.Parameter(torch.randn(8, 16)) for _ in range(2)]
+        optimizer = make(name, [{"params": [params[0]], "grid": (4, 4)}, {"params": [params[1]], "grid": (16,)}])
+        base = torch.optim.SGD([{"params": [p], "grid": (16,)} for p in params], lr=0.1)
+        wrapper = WienerFilter(base, every=1)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(8, 16)
+            optimizer.step()
+            base.step()
+        assert list(optimizer.snr().parameters) == list(wrapper.coherence()) == ["0", "1"]
+
+    def test_a_grid_that_is_changed_after_loading_is_learnt_anew(self, name):
+        params = [nn.Parameter(torch.randn(8, 64))]
+        trained = make(name, [{"params": params, "grid": (4, 16)}])
+        for _ in range(3):
+            params[0].grad = torch.randn(8, 64)
+            trained.step()
+        optimizer = make(name, [{"params": params, "grid": (4, 16)}])
+        optimizer.load_state_dict(trained.state_dict())
+        optimizer.param_groups[0]["grid"] = (16, 4)
+        optimizer.step()
+        assert not optimizer.state[params[0]]["coherence"].any()
+
+    def test_a_grid_of_one_element_logs_no_nan(self, name):
+        params = [nn.Parameter(torch.randn(8, 1))]
+        optimizer = make(name, [{"params": params, "grid": (1, 1)}])
+        for _ in range(3):
+            params[0].grad = torch.randn(8, 1)
+            optimizer.step()
+        assert not any(math.isnan(value) for value in optimizer.snr_scalars().values())
+
     def test_the_scale_keeps_the_gradients_power_or_the_constant(self, name):
         grads = gradients(400)[:200]
         for scale in ("energy", "unit dc"):

@@ -1,5 +1,6 @@
 """What page 16 says: what each piece adds to an optimizer, task by task."""
 
+import math
 from collections.abc import Iterable
 from statistics import fmean, median
 from typing import NamedTuple
@@ -117,9 +118,12 @@ def _best(arms: Iterable[list[Record]]) -> list[Record]:
         return []
     sign = 1 if done[0][0].measure.higher_is_better else -1
     most = max(map(len, done))  # where runs have diverged, the arm is not chosen
-    return max(
-        (arm for arm in done if len(arm) == most), key=lambda arm: sign * fmean(measured(r, "validation") for r in arm)
-    )
+
+    def score(arm: list[Record]) -> float:
+        value = sign * fmean(measured(record, "validation") for record in arm)
+        return -math.inf if math.isnan(value) else value
+
+    return max((arm for arm in done if len(arm) == most), key=score)
 
 
 def _cells(results: Results) -> list[Cell]:

@@ -68,7 +68,9 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
     expected = _checksum(run.dataset)
     if expected not in (None, record.provenance.get("data")):
         yield "of other data", f"of data with the checksum {record.provenance.get('data')}, at hand is {expected}"
-    on_images = run.model if networks.fitting(run.model.name, "image") == run.model.name else Choice.of("SimpleNet")
+    # The reader's own network need not take digits, nor be importable from here.
+    takes_digits = ":" not in run.model.name and networks.fitting(run.model.name, "image") == run.model.name
+    on_images = run.model if takes_digits else Choice.of("SimpleNet")
     reason = _why_not_set_up(replace(run, seed=0, dataset="digits", data="", epochs=0, model=on_images))
     if reason is not None:
         yield "unknown configuration", reason

@@ -72,7 +72,8 @@ def difference(treatment: Sequence[Record], control: Sequence[Record]) -> Crosse
         values, others = correct(treatment), correct(control)
     else:
         errors, others = _errors(treatment), _errors(control)
-        point = -0.01 * float(np.mean([*others.values()])) if others else 1.0
+        common = [others[seed] for seed in errors.keys() & others.keys()]
+        point = -0.01 * float(np.mean(common)) if common else 1.0
         values, others = ({seed: each / point for seed, each in of_arm.items()} for of_arm in (errors, others))
     return crossed_difference(values, others) if values.keys() & others.keys() else None
 

@@ -171,7 +171,7 @@ def _require_output(output: Path, executions: list[Execution]) -> None:
     for execution in executions:
         if execution.output.is_dir():
             raise ValueError(f"output must have no folder called {execution.output.name}, got {quoted(str(output))}")
-        if execution.output.resolve() == execution.notebook.resolve():
+        if output.resolve() == execution.notebook.parent.resolve():
             raise ValueError(f"output must be another folder than that of the notebook, got {quoted(str(output))}")
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convopt.lab.data import require_dataset
+from convopt.lab.data import describe, require_dataset
 from convopt.lab.folders import require_folder
 from convopt.lab.names import quoted
 from convopt.lab.networks import require_network
@@ -67,6 +67,16 @@ def check_parameters(or_zero: Collection[str] = (), /, **values: Any) -> None:
             _check_number(name, value, name in or_zero)
 
 
+def _check_dataset(value: Any) -> None:
+    require_dataset(value)
+    task = describe(value).task
+    if task != "classification":
+        raise ValueError(
+            f"dataset must be one of a classification, as notebooks tell of accuracies, got {quoted(value)}, a {task}: "
+            "`convopt run` and `convopt try` take it"
+        )
+
+
 def _check_store(value: Any) -> None:
     if not isinstance(value, str | Path):
         raise ValueError(f"store must be the path of a folder, got {quoted(value)}")
@@ -85,7 +95,7 @@ def _check_model(value: Any) -> None:
 
 
 TEXTS: dict[str, Callable[[Any], None]] = {
-    "dataset": require_dataset,
+    "dataset": _check_dataset,
     "data": partial(require_dataset, called="data"),
     "target": _check_target,
     "model": _check_model,

@@ -50,6 +50,7 @@ def _commit() -> str | None:
     """The git commit of the package's checkout, "+" appended where the package has changed since; None without one."""
     folder = Path(convopt.__file__).parent
     try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it is installed within another repository
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         return commit + ("+" if _git(folder, "status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.CalledProcessError):

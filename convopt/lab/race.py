@@ -47,7 +47,11 @@ class Race(ipywidgets.VBox):
 
     def __init__(self, recipes: dict[str, Recipe], setting: Setting):
         self._recipes, self._setting = recipes, setting
-        at_hand = [name for name in data.ENTRIES if data.is_at_hand(name)]
+        at_hand = [
+            name
+            for name, entry in data.ENTRIES.items()
+            if entry.description.task == "classification" and data.is_at_hand(name)
+        ]
         look = {"style": {"description_width": "11em"}, "layout": {"width": "32em"}}
         self.dataset = ipywidgets.Dropdown(description="data", options=at_hand, value="digits", **look)
         self.optimizers = {

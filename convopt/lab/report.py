@@ -2,6 +2,7 @@
 
 import base64
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -357,7 +358,9 @@ def table(
             for row in report_rows
         ]
     )
-    return Table(frame, experiment.name, index=1 + len(varying))
+    # Of errors nobody knows the size beforehand: three significant digits, however small.
+    decimals = Table.decimals if title == ACCURACY.title else sys.float_info.dig
+    return Table(frame, experiment.name, index=1 + len(varying), decimals=decimals)
 
 
 def final_centre_tap(records: Iterable[Record], kernel: str) -> Interval:

@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
 from convopt.lab.experiments import Experiment
+from convopt.lab.predictions import unpack
 from convopt.lab.records import Record, finished
 from convopt.lab.report import MEASURES, Table, by_label, by_seed, measured, rows, seconds, table
 from convopt.lab.runs import Run
@@ -60,7 +62,7 @@ def tolerance(record: Record, arm: Iterable[Record], measure: str) -> float:
     ``LARGEST_TOLERANCE``.
     """
     unit = 1.0 if record.measure == ACCURACY else abs(measured(record, measure)) / 100
-    values = list(by_seed(arm, measure).values())
+    values = [value for value in by_seed(arm, measure).values() if math.isfinite(value)]
     if len(values) < 2:
         return LEAST_TOLERANCE * unit
     quantile = float(stats.t.ppf(0.995, len(values) - 1))
@@ -85,7 +87,7 @@ def compare(old: Iterable[Record], new: Iterable[Record], published: Iterable[Re
             ]
             arm = arms[replace(before.run, seed=0)]
             allowed = tolerance(before, arm, measure) if before.status == "finished" else 0.0
-            within = within and not abs(values[1] - values[0]) > allowed
+            within = within and _is_within(*values, allowed)
             row |= {measure: values[0], f"{measure} again": values[1], f"{measure} may differ by": allowed}
         row["verdict"] = "identical" if is_identical(before, after) else "within tolerance" if within else "outside"
         compared.append(row)
@@ -123,7 +125,7 @@ def compare_arms(fresh: Iterable[Record], published: Iterable[Record]) -> pd.Dat
                 "arm": describe(arm),
                 "published": statistics.fmean(old),
                 "fresh": statistics.fmean(new) if new else math.nan,
-                "p": float(stats.ttest_ind(old, new).pvalue) if new else 0.0,
+                "p": float(stats.ttest_ind(old, new).pvalue) if new and np.isfinite(new).all() else 0.0,
                 "power": _power(old, max(2, len(new)), LARGEST_TOLERANCE * unit),
             }
         )
@@ -131,6 +133,13 @@ def compare_arms(fresh: Iterable[Record], published: Iterable[Record]) -> pd.Dat
     frame["p"] = holm(frame["p"].fillna(1.0).tolist())
     frame["verdict"] = ["differs" if p < SIGNIFICANCE else "agrees" for p in frame["p"]]
     return frame
+
+
+def _is_within(before: float, after: float, allowed: float) -> bool:
+    """Whether two values differ by no more than is allowed; those that are no numbers, or infinite, not at all."""
+    if math.isfinite(before) and math.isfinite(after):
+        return abs(after - before) <= allowed
+    return before == after or (math.isnan(before) and math.isnan(after))
 
 
 def _power(values: list[float], n: int, difference: float) -> float:
@@ -171,13 +180,20 @@ def differences(experiment: Experiment, reproduced: Iterable[Record], published:
 
 
 def is_identical(first: Record, second: Record) -> bool:
-    """Whether two records are the same to the last bit in what both recorded, but for the time taken."""
-    common = {name for name in first.curves.keys() & second.curves.keys() if not name.startswith("seconds")}
-    return (first.run, first.status, first.confirmation_accuracy) == (
-        second.run,
-        second.status,
-        second.confirmation_accuracy,
-    ) and all(first.curves[name] == second.curves[name] for name in common)
+    """Whether two records are the same to the last bit in what both recorded, but for the time taken.
+
+    Predictions are looked at where they are classes: of others, published records keep fewer digits.
+    """
+    if (first.run, first.status, first.kernels) != (second.run, second.status, second.kernels):
+        return False
+    curves = [name for name in first.curves.keys() & second.curves.keys() if not name.startswith("seconds")]
+    splits = first.predictions.keys() & second.predictions.keys() if first.measure == ACCURACY else ()
+    pairs = [
+        ([first.confirmation_accuracy], [second.confirmation_accuracy]),
+        *((first.curves[name], second.curves[name]) for name in curves),
+        *((unpack(first.predictions[split]), unpack(second.predictions[split])) for split in splits),
+    ]
+    return all(np.array_equal(np.array(one, float), np.array(other, float), equal_nan=True) for one, other in pairs)
 
 
 def _arms(records: Iterable[Record]) -> dict[Run, list[Record]]:

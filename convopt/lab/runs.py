@@ -73,6 +73,10 @@ class Run:
     filter: Choice | None = None
     inputs: Choice | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("label_noise", "gradient_noise"):  # 0 and 0.0 are equal, and so are their runs' identities
+            object.__setattr__(self, name, float(getattr(self, name)))
+
     @property
     def id(self) -> str:
         """Sixteen hexadecimal digits of the SHA-256 of the canonical JSON."""

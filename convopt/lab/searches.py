@@ -9,14 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from convopt.lab import data
 from convopt.lab.experiments import SEARCHES, SPACES, Experiment, part_and_option, search
 from convopt.lab.experiments.search import Choices
 from convopt.lab.records import Record, finished, write_atomically
 from convopt.lab.report import Table, by_label, measured
 from convopt.lab.runs import Run
 from convopt.lab.stats import Interval
-from convopt.lab.tasks import ACCURACY, TASKS
 
 GUESSING = 10.0
 """The accuracy of a diverged run, in percent: searches train on ten classes."""
@@ -39,12 +37,11 @@ def choose(experiment: Experiment, load: Callable[[Run], Record | None]) -> dict
 
 
 def _score(record: Record) -> float:
-    """What is known of a trial, of which more is better."""
-    # Of its data: a record that diverged at once has no curves that would tell.
-    measure = TASKS[data.describe(record.run.dataset).task].measure
-    if measure == ACCURACY:
-        return validation(record)
-    return -math.inf if record.status != "finished" else validation(record) * (1 if measure.higher_is_better else -1)
+    """What is known of a trial, of which more is better; of one that diverged, or whose outcome is nan, the least."""
+    if record.status != "finished":
+        return -math.inf
+    score = measured(record, "validation") * (1 if record.measure.higher_is_better else -1)
+    return -math.inf if math.isnan(score) else score
 
 
 def validation(record: Record) -> float:

@@ -1,5 +1,6 @@
 """Statistics over seeds."""
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -45,7 +46,8 @@ def mean_interval(values: ArrayLike) -> Interval:
     mean = float(values.mean())
     if values.size < 2 or not np.isfinite(values).all():
         return Interval(mean, None, None)
-    if np.allclose(values, mean, rtol=1e-9, atol=1e-12):  # nothing to resample but rounding
+    # Nothing to resample but rounding; the squares of what is smaller yet are no numbers.
+    if np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-150):
         return Interval(mean, mean, mean)
     found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=0).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
@@ -109,7 +111,7 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
 
     Seeds and inputs are resampled independently. The interval is the percentiles'; the tests take the resamples'
     standard deviation as the standard error of a Student's t with a degree of freedom less than there are seeds. Of
-    fewer than two seeds there is neither.
+    fewer than two seeds there is neither, nor where a value is not finite.
 
     ValueError if they have no seed in common. Source: Owen, The pigeonhole bootstrap (Annals of Applied Statistics
     2007), which is a little conservative; Schuirmann, A comparison of the two one-sided tests procedure (1987).
@@ -119,7 +121,7 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
         raise ValueError("treatment and control must have a seed in common, got none")
     arms = [np.stack([np.asarray(of_arm[seed], float) for seed in seeds]) for of_arm in (treatment, control)]
     mean = float((arms[0] - arms[1]).mean())
-    if len(seeds) < 2:
+    if len(seeds) < 2 or not math.isfinite(mean):
         return CrossedComparison(Interval(mean, None, None), 1.0, 1.0)
     n_seeds, n_inputs = arms[0].shape
     over_inputs = [_over_inputs(of_arm.tobytes(), n_seeds) for of_arm in arms]

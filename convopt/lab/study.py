@@ -17,7 +17,7 @@ class Study:
     """Experiments with the parameters of one notebook.
 
     Args:
-        dataset: "mnist" or "digits".
+        dataset: "mnist" or "digits", or another of classes.
         seeds: paired seeds; 0 takes as many as each experiment has.
         epochs: passes over the training images; 0 takes each experiment's own.
         store: folder of records; "" takes the published ones and adds new runs to ./runs.

@@ -35,10 +35,12 @@ def project_folder() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(convopt.__file__).parent.parent):
-        if (folder / "notebooks").is_dir() and (folder / "book").is_dir():
+        # Others, too, have folders of notebooks and a book; none has published records in it.
+        if (folder / "notebooks").is_dir() and (folder / PUBLISHED.parent).exists():
             return folder
     raise FileNotFoundError(
-        f"no folder with notebooks/ and book/ at or above {here}: run this inside a checkout of the project"
+        f"no folder with notebooks/ and {PUBLISHED.parent}/ at or above {here}: run this inside a checkout of the "
+        "project"
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -93,8 +94,10 @@ class SmoothingOptimizer(Optimizer, ABC):
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self.state:
+                    # Earlier versions of torch.optim.SGD kept None for a momentum of 0.
+                    self.state[p] = {name: each for name, each in self.state[p].items() if each is not None}
                     self._law.adopt(p, self.state[p])
-        self._checked, self._is_made = [], True
+        self._checked, self._is_made = self._options_of(self.param_groups), True
         self._complete_groups()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -109,7 +112,12 @@ class SmoothingOptimizer(Optimizer, ABC):
         except ValueError:
             self.param_groups.pop()
             raise
+        self._checked += self._options_of(self.param_groups[-1:])
         self._complete_groups()
+
+    def _options_of(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Any]]]:
+        """Param groups and the values of their options, by which a later change is noticed."""
+        return [(group, [*map(group.get, self._option_names)]) for group in groups]
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Update the parameters from their ``grad``, which stays as it is.
@@ -269,7 +277,7 @@ class SmoothingOptimizer(Optimizer, ABC):
         """Check the options that were changed in ``param_groups`` since the last step."""
         for group in self.param_groups:
             check_learning_rate(group["lr"])
-        now = [(group, [*map(group.get, self._option_names)]) for group in self.param_groups]
+        now = self._options_of(self.param_groups)
         if len(now) == len(self._checked) and all(
             group is known and all(map(operator.is_, values, before))
             for (group, values), (known, before) in zip(now, self._checked, strict=True)
@@ -355,8 +363,8 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _as_scalar(loss: Any) -> Tensor | float | None:
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return at_least_float32(loss.detach().reshape(())).clone()
-    if loss is None or isinstance(loss, int | float):
-        return loss
+    if loss is None or isinstance(loss, Real):
+        return loss if loss is None else float(loss)
     raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")
 
 

@@ -150,6 +150,15 @@ def is_at_rest(lr: float | Tensor) -> bool:
     return lr == 0
 
 
+def names_of(groups: Iterable[dict[str, Any]]) -> dict[Tensor, str]:
+    """By parameter, the name it was given to the optimizer with, or else its index over all groups."""
+    names: dict[Tensor, str] = {}
+    for group in groups:
+        indices = [str(i) for i in range(len(names), len(names) + len(group["params"]))]
+        names |= zip(group["params"], group.get("param_names") or indices, strict=True)
+    return names
+
+
 def named_params(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
     """The group's parameters with the names they were given to the optimizer with, or else their indices."""
     names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]

@@ -64,7 +64,8 @@ def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:
         return NAMED_KERNELS[kernel_init](size, ndim)
     if not isinstance(kernel_init, Tensor):
         raise ValueError(f"kernel_init must be one of {', '.join(NAMED_KERNELS)} or a tensor, got {kernel_init!r}")
-    valid = kernel_init.shape in ((size,), (size, size)) and kernel_init.isfinite().all() and (kernel_init >= 0).all()
+    has_form = not kernel_init.is_complex() and kernel_init.shape in ((size,), (size, size))
+    valid = has_form and kernel_init.isfinite().all() and (kernel_init >= 0).all()
     if not (valid and kernel_init.sum() > 0):
         raise ValueError(
             f"kernel_init must have shape ({size},) or ({size}, {size}) and hold finite taps that are not negative "

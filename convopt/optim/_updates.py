@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from convopt.optim._checks import check_learning_rate, check_number
+from convopt.optim._checks import check_flag, check_learning_rate, check_number
 from convopt.optim._scalars import Scalar, is_eager, is_readable
 
 HALF_PRECISIONS = (torch.float16, torch.bfloat16)
@@ -71,6 +71,8 @@ class SGDLaw(UpdateLaw):
         """Raise ValueError for an option that is out of range or not supported."""
         super().check(options)
         check_number("momentum", options["momentum"], at_least=0, below=1)
+        for name in ("nesterov", "maximize"):
+            check_flag(name, options[name])
         if options["nesterov"] and not options["momentum"]:
             raise ValueError("nesterov needs a momentum above 0, got momentum 0")
 
@@ -123,9 +125,10 @@ class AdamWLaw(UpdateLaw):
         # Without weight decay, Adam is AdamW.
         coupled = {} if options["weight_decay"] else {"decoupled_weight_decay": True}
         super().check({**options, **coupled})
-        for i, beta in enumerate(options["betas"]):
-            if isinstance(beta, Tensor):
-                raise ValueError(f"betas must be floats, got {options['betas']!r}")
+        betas = options["betas"]
+        if not (isinstance(betas, tuple | list) and len(betas) == 2) or any(isinstance(beta, Tensor) for beta in betas):
+            raise ValueError(f"betas must be two floats, got {betas!r}")
+        for i, beta in enumerate(betas):
             check_number(f"betas[{i}]", beta, at_least=0, below=1)
         check_number("eps", options["eps"], at_least=0)
 

@@ -20,6 +20,7 @@ from convopt.optim._checks import (
     is_at_rest,
     is_distributed,
     named_params,
+    names_of,
 )
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar, is_eager, is_readable
@@ -101,11 +102,11 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def snr(self) -> SNR:
         """What the optimizer has learnt about its gradients, for plots. Reading it waits for the device."""
-        annealer, parameters = self._annealer(), {}
+        annealer, parameters, names = self._annealer(), {}, names_of(self.param_groups)
         for group in self.param_groups:
-            for name, p in named_params(group):
+            for p in group["params"]:
                 if group["grid"] is not None and "coherence" in self.state.get(p, {}):
-                    parameters[name] = self._filter.learnt(group, self.state[p])
+                    parameters[names[p]] = self._filter.learnt(group, self.state[p])
         return SNR(annealer.rho(), float(annealer.factor()), parameters)
 
     def snr_scalars(self) -> dict[str, float]:
@@ -117,8 +118,9 @@ class WienerOptimizer(SmoothingOptimizer):
         snr = self.snr()
         scalars = {"rho": snr.rho, "factor": snr.factor}
         for name, (frequency, coherence, _) in snr.parameters.items():
-            scalars[f"coherence/{name}/low"] = coherence[frequency < 0.5].mean().item()
-            scalars[f"coherence/{name}/high"] = coherence[frequency >= 0.5].mean().item()
+            for half, within in (("low", frequency < 0.5), ("high", frequency >= 0.5)):
+                if within.any():  # a grid of one element has but one frequency
+                    scalars[f"coherence/{name}/{half}"] = coherence[within].mean().item()
         return scalars
 
     def _check_options(self, options: dict[str, Any]) -> None:
@@ -171,7 +173,8 @@ class WienerOptimizer(SmoothingOptimizer):
                     check_shards(group, name, p)
         if self.param_groups[0]["second_estimate"] != "half batches" or not self._turn().compares:
             return
-        if parts and not any("second_estimate" in state for part in parts for state in part.states):
+        compared = [part for part in parts if part.group["grid"] is not None or part.group["snr_annealing"]]
+        if compared and not any("second_estimate" in state for part in compared for state in part.states):
             raise RuntimeError(
                 'second_estimate="half batches" needs mark_half() between the backward passes of the two halves'
             )

@@ -96,8 +96,10 @@ class ConvolutionalSGDv2(KernelOptimizer):
         check_number("kernel_lr", options["kernel_lr"], at_least=0)
         check_number("noise_estimation_momentum", options["noise_estimation_momentum"], at_least=0, below=1)
         weights = options["loss_weights"]
-        if not (isinstance(weights, tuple | list) and len(weights) == 3 and all(weight >= 0 for weight in weights)):
-            raise ValueError(f"loss_weights must be (direction, signal, smoothness), none negative, got {weights!r}")
+        if not (isinstance(weights, tuple | list) and len(weights) == 3):
+            raise ValueError(f"loss_weights must be (direction, signal, smoothness), got {weights!r}")
+        for i, weight in enumerate(weights):
+            check_number(f"loss_weights[{i}]", weight, at_least=0)
         check_integer("kernel_update_every", options["kernel_update_every"], at_least=1)
 
     def _initial_group_state(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -229,13 +231,14 @@ def _move(
 def _smooth_and_adapt(group: dict[str, Any], seen: list[Seen], may_teach: list[bool | Tensor]) -> list[Tensor]:
     """The smoothed gradients, parameter after parameter; after each, its kernel's logits take one step.
 
-    A step that leaves the precision's range is not taken.
+    A step that leaves the precision's range is not taken. A tap of zero, whose logit is -inf, stays as it is.
     """
     before = {name: group[name] for name in ("logits_1d", "logits_2d")}
     smoothed = [_smooth_one_and_adapt(group, each, verdict) for each, verdict in zip(seen, may_teach, strict=True)]
     for name, logits in before.items():
         if group[name] is not logits:
-            group[name] = torch.where(group[name].isfinite().all(), group[name], logits)
+            usable = group[name].isfinite() | (group[name] == logits)
+            group[name] = torch.where(usable.all(), group[name], logits)
     return smoothed
 
 

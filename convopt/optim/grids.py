@@ -118,8 +118,9 @@ class _Tracer(TorchFunctionMode):
         if name == "linear" or name.startswith("conv"):
             arguments = dict(zip(("input", "weight"), args, strict=False)) | kwargs
             self._look_at(name, arguments["input"], arguments["weight"])
-        if isinstance(result, Tensor):
-            self._follow(name, [value for value in args if isinstance(value, Tensor)], result)
+        shown = result[0] if isinstance(result, tuple) and result else result  # of a pooling with indices the maxima
+        if isinstance(shown, Tensor):
+            self._follow(name, [value for value in args if isinstance(value, Tensor)], shown)
         return result
 
     def _look_at(self, name: str, x: Tensor, weight: Tensor) -> None:
@@ -133,7 +134,8 @@ class _Tracer(TorchFunctionMode):
             self.found[weight] = spatial, f"is a convolution of {' x '.join(map(str, spatial))}"
 
     def _follow(self, name: str, inputs: list[Tensor], result: Tensor) -> None:
-        if name in MAKES_IMAGES and result.ndim in (3, 4):
+        comes_of_one = any(self._shape_of(x) is not None for x in inputs)
+        if result.ndim in (3, 4) and (name in MAKES_IMAGES or (name in RESIZES and comes_of_one)):
             self._mark(result, result.shape[1:])
             return
         for x in inputs:
@@ -157,13 +159,24 @@ class _Tracer(TorchFunctionMode):
 
 
 RESHAPES = {"flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "ravel"}
+RESIZES = {"interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "pad"}
+"""What makes an image of another size out of one; of an embedding, say, it makes none."""
+
 MAKES_IMAGES = {
-    *("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d", "interpolate", "upsample", "pixel_shuffle", "pad"),
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2)),
+    *("conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"),
+    *(
+        f"{kind}_pool{n}d{suffix}"
+        for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp", "fractional_max")
+        for n in (1, 2)
+        for suffix in ("", "_with_indices")
+    ),
 }
 KEEPS = {
     *("relu", "relu_", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish"),
-    *("softplus", "hardtanh", "hardswish", "hardsigmoid", "tanh", "sigmoid", "clamp", "normalize", "rms_norm"),
+    *("softplus", "hardtanh", "hardswish", "hardsigmoid", "tanh", "sigmoid", "logsigmoid", "log_sigmoid", "softmax"),
+    *("hardshrink", "softshrink", "tanhshrink", "softsign", "threshold", "_threshold", "normalize", "rms_norm"),
+    *("clamp", "clip", "clamp_min", "clamp_max", "maximum", "minimum", "neg", "abs", "sin", "cos", "exp", "square"),
+    *("__neg__", "__abs__", "__rsub__", "rsub", "__pow__", "pow", "sqrt", "log", "log1p"),
     *("dropout", "dropout1d", "dropout2d", "alpha_dropout", "feature_alpha_dropout", "local_response_norm"),
     *("batch_norm", "instance_norm", "group_norm", "layer_norm", "add", "sub", "mul", "div", "add_", "sub_", "mul_"),
     *("div_", "__add__", "__radd__", "__sub__", "__mul__", "__rmul__", "__truediv__", "__iadd__", "__imul__"),

@@ -33,7 +33,7 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
         lr: learning rate, a float or a tensor of one element.
         momentum, weight_decay, nesterov, maximize: as in torch.optim.SGD without dampening. Weight decay is added after
             smoothing.
-        sigma: strength, in elements squared; 0 leaves gradients as they are. The paper uses 1 to 3.
+        sigma: strength, in elements squared, below 1e8; 0 leaves gradients as they are. The paper uses 1 to 3.
 
     Raises:
         ValueError: an option is outside its range.
@@ -65,7 +65,7 @@ class LaplacianSmoothingSGD(SmoothingOptimizer):
 
     def _check_options(self, options: dict[str, Any]) -> None:
         super()._check_options(options)
-        check_number("sigma", options["sigma"], at_least=0)
+        check_number("sigma", options["sigma"], at_least=0, below=1e8)
 
     def _directions(self, part: Part, observed: Any) -> Sequence[Direction]:
         sigma = part.group["sigma"]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convopt.optim._checks import check_integer, grad_of
+from convopt.optim._checks import check_integer, check_number, grad_of
 from convopt.optim._kernels import KernelOptimizer
 from convopt.optim.local_loss import LocalLossConvSGD
 from convopt.theory.snr import ema_powers
@@ -24,11 +24,11 @@ class KernelRecorder:
     Args:
         optimizer: ConvolutionalSGD, LocalLossConvSGD or ConvolutionalSGDv2.
         every: steps from one entry to the next.
-        beta: factor of the EMA of gradients behind the SNR, for an optimizer that keeps none itself.
+        beta: factor of the EMA of gradients behind the SNR, for an optimizer that keeps none itself, in [0, 1).
 
     Raises:
         TypeError: ``optimizer`` has no kernels.
-        ValueError: ``every`` is not a positive integer.
+        ValueError: ``every`` is not a positive integer, or ``beta`` is outside its range.
     """
 
     def __init__(self, optimizer: KernelOptimizer, every: int = 1, beta: float = 0.99):
@@ -38,6 +38,7 @@ class KernelRecorder:
                 f"{type(optimizer).__name__}"
             )
         check_integer("every", every, at_least=1)
+        check_number("beta", beta, at_least=0, below=1)
         self.every = every
         self.beta = beta
         self.steps = 0
@@ -82,7 +83,7 @@ class KernelRecorder:
         if self.steps % self.every:
             return
         statistics = optimizer.statistics() if hasattr(optimizer, "statistics") else {}
-        if own_snr:
+        if own_snr and _with_grad(optimizer):
             statistics["snr"] = self._snr(optimizer)
         self._entries.append({"step": self.steps, **optimizer.kernels(), **statistics})
 

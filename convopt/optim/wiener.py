@@ -55,7 +55,8 @@ class WienerSGD(WienerOptimizer):
         coherence_ema: factor of the average of S and P over steps, in [0, 1).
         gain: "radial", the same in all directions; or "separable", a product of one gain per axis.
         scale: "energy", as above; or "unit dc", which leaves the mean over the image as it is, as a kernel that sums
-            to 1 does.
+            to 1 does. That divides by the gain of one frequency, a noisy estimate: steps can become a hundred times too
+            large. It is there for comparison.
         signal: the "magnitude" of S, as above; or its "positive part", max(S, 0).
         noise_weight: mu, in (0, 1]. With 1 and the positive part the filter is Wiener's, which does harm on some tasks.
         second_estimate: what a gradient is compared with: that of the "previous step"; or "half batches", for gradients

@@ -16,7 +16,7 @@ from convopt.optim._checks import (
     check_number,
     check_share,
     grad_of,
-    named_params,
+    names_of,
 )
 from convopt.optim._shards import local
 from convopt.optim._turns import Turn, turn_of
@@ -188,8 +188,9 @@ class WienerFilter(Stage):
 
     def _on_grids(self) -> Iterator[tuple[Options, str, Tensor]]:
         """The parameters on grids, with their options and names."""
+        names = names_of(self.optimizer.param_groups)
         for group in self.optimizer.param_groups:
             if group.get("grid") is not None:
                 options = {**self._options, "grid": group["grid"]}
-                for name, p in named_params(group):
-                    yield options, name, p
+                for p in group["params"]:
+                    yield options, names[p], p

@@ -54,7 +54,7 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
 
     Args:
         smoothed: y, any shape.
-        grad: g, same shape and dtype. Where it is constant, the last part is left out.
+        grad: g, same shape and dtype. Where its variance is exactly 0, the last part is left out.
         signal: the estimate of the clean gradient, an EMA of g, same shape and dtype.
         weights: (d, s, v), the weights of direction, signal and smoothness.
     """

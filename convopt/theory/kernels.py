@@ -164,6 +164,10 @@ def frequency_response(kernel: Tensor, *frequencies: Tensor) -> Tensor:
     return torch.cos(phases) @ kernel.reshape(-1).to(frequencies[0])
 
 
+LOWEST = 16
+"""Of the grid's points, how many are looked at more closely, beside all that are lower than their neighbours."""
+
+
 def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest point of the frequency response of a kernel that is symmetric along each axis.
 
@@ -188,7 +192,11 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     grid = torch.meshgrid(*[along] * kernel.ndim, indexing="ij")
     values = frequency_response(kernel, *grid)
     neighbourhood = F.max_pool2d(-values.reshape(1, points, -1), 3, stride=1, padding=1).view_as(values)
-    bottoms = ((-values >= neighbourhood) & (values <= values.min() + slack)).flatten().nonzero().squeeze(1)
+    low = (values <= values.min() + slack).flatten()
+    bottoms = ((-values).flatten() >= neighbourhood.flatten()).logical_and_(low).nonzero().squeeze(1)
+    # A narrow valley across the grid may have its lowest point where the grid has no bottom.
+    lowest = values.flatten().topk(min(LOWEST, int(low.sum())), largest=False).indices
+    bottoms = torch.cat([bottoms, lowest])
     if wavering == 0:
         bottoms = bottoms[:1]
     starts = torch.stack([axis.flatten()[bottoms] for axis in grid], 1)
@@ -197,13 +205,20 @@ def minimum_response(kernel: Tensor) -> tuple[Tensor, Tensor]:
     return values.min(), ends[values.argmin()]
 
 
+MOVES = 8
+"""How often a point may move along a valley before smaller steps are taken."""
+
+
 def _descend_response(kernel: Tensor, frequencies: Tensor, spacing: float) -> Tensor:
     """The lowest points of the response within about ``spacing`` of each of ``frequencies``, ``(n, kernel.ndim)``."""
     offsets = torch.cartesian_prod(*[torch.linspace(-1, 1, 9, dtype=torch.float64, device="cpu")] * kernel.ndim)
     while spacing > 1e-6:
-        nearby = (frequencies.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
-        lowest = frequency_response(kernel, *nearby.unbind(-1)).argmin(1)
-        frequencies = nearby.take_along_dim(lowest[:, None, None], 1).squeeze(1)
+        for _ in range(MOVES):
+            nearby = (frequencies.unsqueeze(1) + spacing * offsets.view(-1, kernel.ndim)).clamp(0, torch.pi)
+            lowest = frequency_response(kernel, *nearby.unbind(-1)).argmin(1)
+            before, frequencies = frequencies, nearby.take_along_dim(lowest[:, None, None], 1).squeeze(1)
+            if (frequencies - before).abs().max() < spacing:  # no end of a stretch was the lowest: it lies within
+                break
         spacing /= 4
     return frequencies
 

@@ -38,7 +38,7 @@ def dct_matrix(length: int) -> Tensor:
 def dct(field: Tensor, axes: Sequence[int]) -> Tensor:
     """The orthonormal DCT-II of a floating-point tensor along ``axes``, in its shape and dtype; norms stay the same.
 
-    ValueError for an axis that is out of range or given twice.
+    ValueError for an axis that is out of range or given twice, and for integers.
     """
     for axis in _checked_axes(field, axes):
         matrix = dct_matrix(field.shape[axis]).to(field)
@@ -332,6 +332,8 @@ def _positions(length: int) -> Tensor:
 
 def _checked_axes(field: Tensor, axes: Sequence[int]) -> tuple[int, ...]:
     """The axes counted from 0."""
+    if not field.is_floating_point():
+        raise ValueError(f"field must hold floating-point numbers, got {field.dtype}")
     if any(not -field.ndim <= axis < field.ndim for axis in axes) or not axes:
         raise ValueError(f"axes must lie within a tensor of shape {tuple(field.shape)}, got {tuple(axes)}")
     counted = tuple(axis % field.ndim for axis in axes)

@@ -62,6 +62,7 @@ class Dataset:
         target_scale: of a regression, the unit of its targets: they were divided by it.
         clean: where the training targets are known to hold noise, those without.
         note: what was decided about the reader's own file, for reading; empty for data that are known by name.
+        dtypes: in which its arrays were stored: the same bytes are other numbers in another.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Dataset:
     target_scale: float = 1.0
     clean: Tensor | None = None
     note: str = ""
+    dtypes: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The reader's own data: .npz, a table, text, or a folder of images. What is not as it should be is refused."""
 
+import decimal
 import math
 import zipfile
 from collections.abc import Callable
@@ -172,6 +173,7 @@ def of_arrays(name: str, arrays: dict[str, Array], found: str, note: str, split:
         target_scale=scale,
         clean=targets["train"] if "train_noisy" in targets else None,
         note="; ".join(filter(None, [f"{kind} {tuple(inputs['train'].shape[1:])}", task, note, split])),
+        dtypes=", ".join(f"{key} {arrays[key].dtype}" for key in sorted(arrays)),
     )
 
 
@@ -262,6 +264,9 @@ def _table(path: Path, column: str) -> Dataset:
         frame = pd.read_parquet(path) if path.suffix.lower() == ".parquet" else pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: cannot be read as a table ({str(error).splitlines()[0]})") from error
+    for name in frame.select_dtypes(include=["object"]):
+        if len(frame) and all(isinstance(value, decimal.Decimal) for value in frame[name]):
+            frame[name] = frame[name].astype(float)  # as databases export prices
     told = ", ".join(map(str, frame.columns[:20]))
     if not column:
         raise ValueError(f"{path}: target must name the column to predict; there are {told}")

@@ -125,7 +125,8 @@ def fingerprint(name: str) -> str:
         return ""
     dataset = load(name)
     shapes = [tuple(getattr(dataset, part).x.shape) for part in ("train", "validation", "test")]
-    return hashlib.sha256(f"{dataset.checksum} {dataset.task} {dataset.outputs} {shapes}".encode()).hexdigest()[:16]
+    told = f"{dataset.checksum} {dataset.task} {dataset.outputs} {shapes} {dataset.dtypes}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def require_dataset(name: object, called: str = "dataset") -> None:

@@ -66,7 +66,7 @@ def band(axes: Axes, series: list[np.ndarray], look: Look, label: str, start: in
     means, apart = [interval.mean for interval in intervals], max(1, len(intervals) // 6)
     axes.plot(epochs, means, color=colour, linewidth=2, marker=look.marker, markevery=apart, label=label)
     if len(series) > 1:
-        low, high = [interval.low for interval in intervals], [interval.high for interval in intervals]
+        low, high = np.array([[interval.low, interval.high] for interval in intervals], float).T  # nan where none
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)
 
 

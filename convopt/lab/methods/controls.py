@@ -1,5 +1,6 @@
 """What the controls change about an optimizer: one thing, all else as it was."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,7 @@ def _fitting(size: int, grid: Grid) -> int:
     return min(size, min(grid) - 1 + min(grid) % 2)
 
 
-def smooth_over_pixels(optimizer: Optimizer, weight: nn.Parameter, grid: Grid, kernel: str, size: int) -> None:
+def smooth_over_pixels(optimizer: Optimizer, weight: nn.Parameter, grid: Grid | None, kernel: str, size: int) -> None:
     """From now on ``optimizer`` sees the gradient of ``weight`` smoothed over the pixels by a fixed kernel.
 
     The gradient keeps its norm, so that smoothing does not shorten the step.
@@ -70,7 +71,15 @@ def smooth_over_pixels(optimizer: Optimizer, weight: nn.Parameter, grid: Grid, k
         grid: pixels along height and width.
         kernel: a name of ``NAMED_KERNELS``.
         size: taps along each axis, odd; a kernel that does not fit the grid is made as large as it can be.
+
+    Raises:
+        ValueError: the grid has not two axes, or the weight is not one of a layer that takes flattened images of it.
     """
+    if grid is None or len(grid) != 2 or weight.ndim != 2 or weight.shape[1] % math.prod(grid):
+        raise ValueError(
+            "a fixed kernel smooths the first layer's weight over the pixels of flattened images: needs a grid of two "
+            f"axes and a weight (out, pixels), got grid {grid} and a weight of shape {tuple(weight.shape)}"
+        )
     # The kernel is a product of one for each axis, so two small matrices do what transforms do in thrice the time.
     taps = NAMED_KERNELS[kernel](_fitting(size, grid), 1)
     rows, columns = (apply_gain(torch.eye(length), kernel_gain(taps, (length,))) for length in grid)
