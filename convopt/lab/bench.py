@@ -48,6 +48,9 @@ WARM_UP = 6
 TRAINING_ROUNDS = 3
 """At least so many of whole training steps, whose ratios lie near 1; of steps alone, one where they take seconds."""
 
+LARGE_BLOCK, LARGE_ROUNDS = 4, 5
+"""The same of training steps that take seconds: a median of more times in less than an hour."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -337,10 +340,12 @@ def _training_steps(
     y = torch.randint(outputs.shape[-1], outputs.shape[:-1], device=device)
     makers = OPTIMIZERS | (MUON if name in WITH_MUON else {})
     steps = {}
-    for label in LARGE.get(name, makers) if device == "cpu" else makers:
+    large = device == "cpu" and name in LARGE
+    for label in LARGE[name] if large else makers:
         copied = copy.deepcopy(model)
         steps[label] = partial(_train, copied, makers[label](copied, x[:1]).optimizer, x, y)
-    return _interleaved(steps, device, seconds, rounds=TRAINING_ROUNDS, in_a_row=4), {}
+    block, rounds = (LARGE_BLOCK, LARGE_ROUNDS) if large else (BLOCK, TRAINING_ROUNDS)
+    return _interleaved(steps, device, seconds, rounds, in_a_row=4, block=block), {}
 
 
 def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> None:
@@ -350,9 +355,9 @@ def _train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Ten
 
 
 def _interleaved(
-    steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int, in_a_row: int
+    steps: dict[str, Callable[[], Any]], device: str, seconds: float, rounds: int, in_a_row: int, block: int = BLOCK
 ) -> dict[str, list[float]]:
-    """Seconds per call of each function: means over ``BLOCK`` calls, so many ``in_a_row``, then others in random order.
+    """Seconds per call of each function: means over a ``block``, so many ``in_a_row``, then others in random order.
 
     For about so many seconds, but so many rounds at least. Before that each function is called a few times: what
     happens every fourth or fifth step has its first time, too.
@@ -365,7 +370,7 @@ def _interleaved(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["SGD"]) < rounds:
         spent = dict.fromkeys(steps, 0.0)
-        for _ in range(BLOCK // in_a_row):
+        for _ in range(block // in_a_row):
             # What leaves the caches empty would always strike the same one otherwise.
             for label, step in order.sample(list(steps.items()), len(steps)):
                 if device == "cuda":
@@ -377,5 +382,5 @@ def _interleaved(
                     torch.cuda.synchronize()
                 spent[label] += time.perf_counter() - start
         for label in steps:
-            times[label].append(spent[label] / BLOCK)
+            times[label].append(spent[label] / block)
     return times
