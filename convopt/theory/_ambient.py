@@ -39,10 +39,21 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
 def constant(kept: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """A decorator of functions whose tensors depend on their arguments alone: the last ``kept`` results are kept.
 
-    They are made outside of torch.inference_mode: what is made inside could take part in no later gradient.
+    They are made outside of torch.inference_mode: what is made inside could take part in no later gradient. What is
+    made under a dispatch mode is not kept: torch's fake tensors, which estimate memory, would turn up in real steps.
     """
 
     def keep(function: Callable[P, T]) -> Callable[P, T]:
-        return lru_cache(maxsize=kept)(torch.inference_mode(False)(function))  # type: ignore[return-value]
+        make = torch.inference_mode(False)(function)
+        made_or_kept = lru_cache(maxsize=kept)(make)
+
+        @wraps(function)
+        def of(*args: P.args, **kwargs: P.kwargs) -> T:
+            if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+                return make(*args, **kwargs)
+            return made_or_kept(*args, **kwargs)  # type: ignore[arg-type]
+
+        of.cache_clear = made_or_kept.cache_clear  # type: ignore[attr-defined]
+        return of
 
     return keep
