@@ -222,3 +222,13 @@ def test_three_published_runs_of_mnist_come_out_again(mnist_folder, monkeypatch,
     monkeypatch.chdir(ROOT)
     status = main(["verify", "--sample", "3", "--seed", "0", "--max-seconds", "3", "--jobs", "1"])
     assert status == 0, capsys.readouterr()
+
+
+def test_runs_whose_data_cannot_be_had_are_left_out_and_named(project, published, capsys, monkeypatch):
+    monkeypatch.setenv("CONVOPT_DATA", str(project))
+    series = replace(published[0], run=replace(published[0].run, dataset="crop"))
+    write_table([*published, series], project / PUBLISHED)
+    assert main(["verify", "--sample", "99", "--jobs", "1"]) == 2
+    said = capsys.readouterr().err
+    assert f"1 published runs are left out, whose data are not under {project} and cannot be downloaded: crop" in said
+    assert f"at most the {len(published)} published runs" in said

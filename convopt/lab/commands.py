@@ -212,6 +212,7 @@ def verify_records(options: argparse.Namespace) -> int:
     if options.experiment:
         chosen = _chosen([options.experiment], options.only)
         candidates = [record for record in published if any(experiment.label(record.run) for experiment in chosen)]
+    candidates = _with_data(candidates)
     seed = random.randrange(10**6) if options.seed is None else options.seed
     drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
     print(f"{len(drawn)} of {len(candidates)} published runs; --seed {seed} draws them again.", flush=True)
@@ -243,6 +244,20 @@ def verify_records(options: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
+def _with_data(wanted: list[Record]) -> list[Record]:
+    """The records whose data can be had; of the others a line says what is missing."""
+    names = {record.run.dataset for record in wanted}
+    absent = {name for name in names if not data.can_be_had(name)}
+    here = [record for record in wanted if record.run.dataset not in absent]
+    if absent:
+        print(
+            f"convopt: note: {len(wanted) - len(here)} published runs are left out, whose data are not under "
+            f"{data.data_folder()} and cannot be downloaded: {', '.join(sorted(absent))}",
+            file=sys.stderr,
+        )
+    return here
+
+
 def reproduce_records(options: argparse.Namespace) -> int:
     """Train all published runs anew and print the differences."""
     from convopt.lab import reproduction, sweep
@@ -251,7 +266,8 @@ def reproduce_records(options: argparse.Namespace) -> int:
     store = records.Store(options.store)
     # Seed by seed, so that an interrupted sweep holds whole pairs.
     published = sorted(workspace.published_records(), key=lambda record: record.run.seed)
-    runs = [record.run for experiment in chosen for record in published if experiment.label(record.run)]
+    wanted = [record for experiment in chosen for record in published if experiment.label(record.run)]
+    runs = [record.run for record in _with_data(wanted)]
     again = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
     for experiment in chosen:
         differences = reproduction.differences(experiment, again, published)

@@ -35,11 +35,13 @@ class Entry(NamedTuple):
         description: what is in it.
         load: makes it from the folder of downloaded data.
         is_at_hand: whether that folder, or the installation, has it.
+        is_downloaded: whether it is fetched where it is not at hand; else the reader has to put it there.
     """
 
     description: Description
     load: Callable[[Path], Dataset]
     is_at_hand: Callable[[Path], bool] = lambda folder: True
+    is_downloaded: bool = True
 
 
 _TEN_CLASSES = Description("image", "classification", 5000, 1000)
@@ -51,7 +53,7 @@ def _prepared(
     known: prepared.Prepared,
     name: str,
 ) -> Entry:
-    return Entry(description, partial(load, name, known), lambda folder: not prepared.missing(known, folder))
+    return Entry(description, partial(load, name, known), lambda folder: not prepared.missing(known, folder), False)
 
 
 ENTRIES: dict[str, Entry] = {
@@ -170,3 +172,8 @@ def data_folder() -> Path:
 def is_at_hand(name: str) -> bool:
     """Whether the data set called ``name`` can be loaded without a download."""
     return name not in ENTRIES or ENTRIES[name].is_at_hand(data_folder())
+
+
+def can_be_had(name: str) -> bool:
+    """Whether the data set called ``name`` can be loaded, if need be after a download."""
+    return is_at_hand(name) or ENTRIES[name].is_downloaded
