@@ -1,5 +1,6 @@
 """`convopt records check` names what is wrong with records, changes nothing, and is content with the published ones."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,13 @@ def test_the_command_lists_what_is_wrong_and_changes_nothing(tmp_path, record, c
     assert all(f"{name}.json" in line for name, line in zip(("broken", "empty", "misnamed"), lines, strict=True))
     assert summary.startswith("4 records checked: 3 corrupt, 0 orphaned")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_record_without_a_provenance_is_corrupt(tmp_path, record):
+    Store(tmp_path).save(record)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": None}))
+    assert faults(tmp_path) == ["corrupt"]
 
 
 def test_a_damaged_table_is_one_finding(tmp_path, record):

@@ -41,6 +41,8 @@ def test_help_names_every_command():
         (["records"], "COMMAND"),
         (["verify"], "--sample"),
         (["verify", "--sample", "99999"], "published runs to draw from"),
+        (["run", "06-stress-test", "--seeds", "100000000"], "seeds must be an integer from 1 to 10000, got 100000000"),
+        (["bench", "--store", "."], '--store must be a file, got the folder "."'),
         (["reproduce", "--experiment", "99-nothing"], "06-stress-test"),
         (["bake"], "bake"),
         ([], "COMMAND"),

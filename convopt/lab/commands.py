@@ -14,6 +14,7 @@ from convopt.lab import data, experiments, records, report, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.folders import require_writable
 from convopt.lab.names import quoted, require_known
+from convopt.lab.parameters import check_parameters
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
 
@@ -112,6 +113,8 @@ def _seeds(experiment: Experiment, options: argparse.Namespace) -> range | None:
 
     On a page of several, what is tuned keeps to its own: it must not see the seeds that are compared.
     """
+    if options.seeds is not None:
+        check_parameters(seeds=options.seeds)
     keeps_its_own = experiment.is_search and options.experiment != experiment.name
     return None if options.seeds is None or keeps_its_own else experiment.first_seeds(options.seeds)
 
@@ -294,6 +297,8 @@ def measure_costs(options: argparse.Namespace) -> int:
     if published:
         require_writable("the folder of the published measurement", published.parent)
     if options.store:
+        if options.store.is_dir():
+            raise ValueError(f"--store must be a file, got the folder {quoted(str(options.store))}")
         require_writable("the folder of --store", options.store.resolve().parent)
     models = ["SimpleNet"] if options.quick else bench.MODELS
     seconds = 10 if options.device == "cpu" and not options.quick else 4

@@ -128,6 +128,8 @@ class Record:
         """The inverse of ``to_json``. KeyError, TypeError or ValueError where ``data`` is no record."""
         fields = {key: value for key, value in data.items() if key != "id"}
         record = cls(**{**fields, "run": Run.from_json(data["run"])})
+        if not isinstance(record.provenance, dict):
+            raise ValueError(f"provenance must be a dict, got {record.provenance!r}")
         if record.run.id != data["id"]:
             raise ValueError(f"id is {data['id']!r} but the run's configuration hashes to {record.run.id!r}")
         return record
