@@ -164,6 +164,10 @@ def test_shifted_inputs_are_moved_in_training_and_nowhere_else():
     _, _, rows, columns = moved.nonzero(as_tuple=True)
     assert moved.sum() == 200
     assert {*rows.tolist()} == {*columns.tolist()} == {2, 3, 4, 5, 6}
+    mirrored = methods.inputs.shift((8, 8), pixels=0, flip=True).in_training(image, torch.Generator().manual_seed(0))
+    seen = [m.equal(i.flip(-1)) for m, i in zip(mirrored, image, strict=True)]
+    assert 0.3 < sum(seen) / len(seen) < 0.7, "about half"
+    assert all(m.equal(i) for m, i, is_mirrored in zip(mirrored, image, seen, strict=True) if not is_mirrored)
     trainer = Trainer(replace(RUN, inputs=Choice.of("shift", pixels=2)))
     assert trainer.dataset.test.x.equal(Trainer(RUN).dataset.test.x)
     assert trainer.train_epoch(next(trainer.epochs())) != Trainer(RUN).train_epoch(next(Trainer(RUN).epochs()))

@@ -42,11 +42,13 @@ class Task:
         setting: with a data set of its own.
         noisy_images: whether they are images whose labels are noisy.
         has_grid: whether the inputs of some layer are pixels or moments in time, which a filter can smooth over.
+        inputs: how they are augmented, if they are.
     """
 
     setting: Setting
     noisy_images: bool = False
     has_grid: bool = False
+    inputs: Choice | None = None
 
 
 def _setting(dataset: str, model: str, epochs: int, noise: float = 0.0, batch_size: int = 32) -> Setting:
@@ -73,6 +75,9 @@ CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
 CIFAR_PERCEPTRON = "CIFAR-10, human labels"
 DIGITS = "digits, 15 % noise"
 
+AUGMENTED = Choice.of("shift", pixels=4, flip=True)
+"""As is usual on CIFAR-10."""
+
 TASKS = {
     MNIST: Task(replace(STRESS, dataset="mnist", epochs=12), True, has_grid=True),
     "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20), has_grid=True),
@@ -80,8 +85,12 @@ TASKS = {
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
     "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
     CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
+    "CIFAR-10, human labels, ConvNet, augmented": Task(
+        _setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True, inputs=AUGMENTED
+    ),
     CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
+    "CIFAR-10, most people's labels": Task(_setting("cifar10n-aggregate", "SimpleNet", 12), has_grid=True),
     "CIFAR-10, clean labels": Task(_setting("cifar10n-clean", "SimpleNet", 12), has_grid=True),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise": Task(_setting("crop", "SimpleNet", 30, 0.15), has_grid=True),
@@ -108,8 +117,8 @@ def label(task: str, base: str, *more: str) -> str:
     return ", ".join((f"{task} | {base}", *more))
 
 
-def _recipe(base: str, lr: float) -> Recipe:
-    return with_options(BASES[base], lr=lr)
+def _recipe(name: str, base: str, lr: float) -> Recipe:
+    return replace(with_options(BASES[base], lr=lr), inputs=TASKS[name].inputs)
 
 
 def _trials() -> Iterator[Trial]:
@@ -117,9 +126,9 @@ def _trials() -> Iterator[Trial]:
     for (name, task), base in itertools.product(TASKS.items(), BASES):
         constant, cosine = (label(name, base, step) for step in ("constant", "cosine"))
         for lr in RATES[base]:
-            yield Trial(constant, {"lr": lr}, Arm(constant, _recipe(base, lr), task.setting))
+            yield Trial(constant, {"lr": lr}, Arm(constant, _recipe(name, base, lr), task.setting))
             for epochs in dict.fromkeys(max(1, task.setting.epochs // share) for share in (1, 2)):
-                recipe = replace(_recipe(base, lr), schedule=COSINE)
+                recipe = replace(_recipe(name, base, lr), schedule=COSINE)
                 setting = replace(task.setting, epochs=epochs)
                 yield Trial(cosine, {"lr": lr, "epochs": epochs}, Arm(cosine, recipe, setting))
 
@@ -136,7 +145,7 @@ def _arms(name: str) -> Iterator[Arm]:
             continue
         tuned = chosen(SEARCH, constant)["lr"]
         for (rate, factor), (piece, attach) in itertools.product(FACTORS.items(), PIECES.items()):
-            recipe = attach(_recipe(base, float(f"{factor * tuned:.3g}")))
+            recipe = attach(_recipe(name, base, float(f"{factor * tuned:.3g}")))
             yield Arm(label(name, base, rate, piece), recipe, setting, ("learning rate of the optimizer alone",))
         yield _with_cosine(name, base)
 
@@ -145,7 +154,7 @@ def _with_cosine(name: str, base: str) -> Arm:
     """The optimizer with a cosine, at the chosen learning rate and epochs."""
     cosine = label(name, base, "cosine")
     best = chosen(SEARCH, cosine)
-    recipe = replace(_recipe(base, best["lr"]), schedule=COSINE)
+    recipe = replace(_recipe(name, base, best["lr"]), schedule=COSINE)
     return Arm(cosine, recipe, replace(TASKS[name].setting, epochs=best["epochs"]), ("learning rate", "epochs"))
 
 
@@ -195,7 +204,7 @@ def comparing_seldom(tasks: Iterable[str]) -> Experiment:
     arms = []
     for name, base in itertools.product((name for name in tasks if name in SELDOM_ON), BASES):
         if is_chosen(SEARCH, label(name, base, "constant")):
-            often = annealed(_recipe(base, chosen(SEARCH, label(name, base, "constant"))["lr"]))
+            often = annealed(_recipe(name, base, chosen(SEARCH, label(name, base, "constant"))["lr"]))
             for every in (1, 4):
                 recipe = often if every == 1 else with_options(often, "annealing", every=every)
                 tuned = ("learning rate of the optimizer alone",)

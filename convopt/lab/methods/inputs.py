@@ -31,10 +31,16 @@ def blur(grid: Grid, size: int) -> Inputs:
     return Inputs(everywhere=lambda x: blurred(x, grid, size))
 
 
-def shift(grid: Grid, pixels: int) -> Inputs:
-    """In training, each input moved along each axis by up to ``pixels``; its border fills what is left empty."""
+def shift(grid: Grid, pixels: int, flip: bool = False) -> Inputs:
+    """In training, each input moved along each axis by up to ``pixels``; its border fills what is left empty.
+
+    With ``flip`` each second one, by chance, is mirrored along its last axis before.
+    """
 
     def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+        if flip:
+            mirrored = torch.rand(len(x), generator=generator) < 0.5
+            x = torch.where(mirrored.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         for axis, length in enumerate(grid, start=x.ndim - len(grid)):
             by = torch.randint(-pixels, pixels + 1, (len(x), 1), generator=generator)
             source = (torch.arange(length) + by).clamp(0, length - 1)
