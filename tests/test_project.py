@@ -161,6 +161,11 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
             correctness.headline(tuned, f"{base}, Wiener filter, constant", f"{base}, raw gradient, constant")
             for base in ("SGD", "AdamW")
         ),
+        *(
+            report.format_interval(each.interval, 1, signed=True)
+            for cell, each in default.items()
+            if cell[:2] == ("CIFAR-10, human labels, ConvNet, augmented", "AdamW")
+        ),
         correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]
     quoted = re.findall(r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", README)
@@ -169,16 +174,15 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
     assert f"Against a tuned cosine it is at {beyond.median_of(over_cosine):+.1f} in the median" in told
     assert f"on {behind.task}, with {behind.base}." in told
-    for cells in (wieners, default):
-        worst = beyond.worst_of(cells)
-        assert f"on {worst.task} with {worst.base}" in told
+    (worst,) = {(cell.task, cell.base) for cell in map(beyond.worst_of, (wieners, default))}
+    assert "both on {}, with {}.".format(*worst) in told
     in_the_median, at_worst = beyond.median_of(default), default[beyond.worst_of(default)].interval.mean
     assert f"The default adds {in_the_median:+.1f} in the median." in told
-    short = f"adds {in_the_median:+.1f} points to a tuned cosine in the median of fourteen tasks, "
+    short = f"adds {in_the_median:+.1f} points to a tuned cosine in the median of sixteen tasks, "
     short += f"at worst {at_worst:+.1f}"
     assert short in told
-    assert len({cell.task for cell in default}) == 14
-    assert len({cell.task for cell in averaging}) == 20
+    assert len({cell.task for cell in default}) == 16
+    assert len({cell.task for cell in averaging}) == 22
     at_best = beyond.at(averaging, beyond.TUNED)
     assert f"the optimizer's best rate {beyond.median_of(at_best):+.1f} in the median" in told
 

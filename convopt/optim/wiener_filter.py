@@ -39,7 +39,8 @@ class WienerFilter(Stage):
 
     Its gains are small and depend on the data. With learning rate and epochs tuned on both sides they are above
     zero on MNIST with noisy labels (with SGD undecided after correction), and certain on neither Fashion-MNIST nor
-    CIFAR-10. On the one series that was tried no gain is shown.
+    CIFAR-10. On the one series that was tried no gain is shown. On the one task whose training images were moved and
+    mirrored it did harm.
 
     It keeps one copy of the gradients on grids. A deep copy or a pickle of it brings its optimizer along. A copy of the
     optimizer alone is not filtered, as torch copies no hooks.

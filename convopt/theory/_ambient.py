@@ -41,6 +41,7 @@ def constant(kept: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     They are made outside of torch.inference_mode: what is made inside could take part in no later gradient. What is
     made under a dispatch mode is not kept: torch's fake tensors, which estimate memory, would turn up in real steps.
+    Nor is anything kept while torch compiles a step, which would warn of it.
     """
 
     def keep(function: Callable[P, T]) -> Callable[P, T]:
@@ -49,7 +50,7 @@ def constant(kept: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
         @wraps(function)
         def of(*args: P.args, **kwargs: P.kwargs) -> T:
-            if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack():
+            if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
                 return make(*args, **kwargs)
             return made_or_kept(*args, **kwargs)  # type: ignore[arg-type]
 
