@@ -210,14 +210,23 @@ def test_of_torchvisions_models_it_finds_the_stem(name, size, expected):
     assert grids(model, torch.zeros(1, 3, size, size, device="meta")) == expected
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        *(nn.Hardshrink(), nn.Softshrink(), nn.Softsign(), nn.Tanhshrink(), nn.Threshold(0, 0), nn.LogSigmoid()),
-        *(nn.Softmax2d(), torch.abs, torch.neg, lambda x: 1 - x, lambda x: x**2, lambda x: x.clip(0)),
-    ],
-    ids=str,
-)
+KEEPING = {
+    "Hardshrink": nn.Hardshrink(),
+    "Softshrink": nn.Softshrink(),
+    "Softsign": nn.Softsign(),
+    "Tanhshrink": nn.Tanhshrink(),
+    "Threshold": nn.Threshold(0, 0),
+    "LogSigmoid": nn.LogSigmoid(),
+    "Softmax2d": nn.Softmax2d(),
+    "abs": torch.abs,
+    "neg": torch.neg,
+    "one minus": lambda x: 1 - x,
+    "square": lambda x: x**2,
+    "clip": lambda x: x.clip(0),
+}
+
+
+@pytest.mark.parametrize("function", KEEPING.values(), ids=KEEPING.keys())
 def test_what_keeps_an_image_does_not_hide_it(function):
     assert grids(Behind(function, 64), torch.zeros(1, 1, 8, 8)) == {"flat.weight": (1, 8, 8)}
 
