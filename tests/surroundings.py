@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from convopt.theory import _shifts, _ways, kernel_loss, kernels, smoothing, snr, spectrum
+
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
@@ -33,3 +35,11 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager]] = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "deterministic algorithms": only_deterministic_algorithms,
 }
+
+
+def forget_constants() -> None:
+    """None are kept of those that the theory's modules have made."""
+    for module in (_shifts, _ways, kernels, smoothing, kernel_loss, spectrum, snr):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()

@@ -6,10 +6,8 @@ import threading
 import pytest
 import torch
 from subjects import Subject, assert_same, for_each_subject, gradients, groups_of, new_params, train
-from surroundings import SURROUNDINGS
+from surroundings import SURROUNDINGS, forget_constants
 from torch._subclasses.fake_tensor import FakeTensorMode
-
-from convopt.theory import _shifts, _ways, spectrum
 
 EACH = {**SURROUNDINGS, "gradients enabled": torch.enable_grad}
 
@@ -89,10 +87,7 @@ def test_a_closure_sees_the_surroundings_of_its_caller(make):
 @for_each_subject
 def test_a_rehearsal_with_fake_tensors_leaves_real_steps_alone(make):
     """As tools do that estimate memory."""
-    for module in (_shifts, _ways, spectrum):
-        for value in vars(module).values():
-            if hasattr(value, "cache_clear"):
-                value.cache_clear()
+    forget_constants()
     with contextlib.suppress(Exception), FakeTensorMode():
         # Some read values, which fake tensors do not have.
         params = new_params()

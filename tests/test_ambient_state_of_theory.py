@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from surroundings import SURROUNDINGS
+from surroundings import SURROUNDINGS, forget_constants
 from torch import Tensor
 
-from convopt.theory import _shifts, _ways, kernel_loss, kernels, smoothing, snr, spectrum
+from convopt.theory import kernel_loss, kernels, smoothing, snr, spectrum
 from convopt.theory._shifts import ImageShifts, LineShifts, ShiftsInPieces
 
 PUBLIC = kernels, smoothing, kernel_loss, spectrum, snr
@@ -114,16 +114,9 @@ def test_every_public_function_is_called():
 @pytest.fixture
 def empty_caches():
     """No constants are kept from before the test, nor from it for the next."""
-
-    def clear():
-        for module in (_shifts, _ways, *PUBLIC):
-            for value in vars(module).values():
-                if hasattr(value, "cache_clear"):
-                    value.cache_clear()
-
-    clear()
-    yield clear
-    clear()
+    forget_constants()
+    yield forget_constants
+    forget_constants()
 
 
 def tensors_of(value) -> list[Tensor]:

@@ -190,9 +190,7 @@ def test_a_bad_option_is_refused_by_name_and_value(optimizer_class, name, value)
     p = Parameter(torch.randn(9))
     with pytest.raises(ValueError, match=name) as error:
         optimizer_class([p], **{name: value})
-    told = str(error.value)
-    each = value if isinstance(value, tuple) else (value,)
-    assert str(value) in told or repr(value) in told or any(f"got {one!r}" in told for one in each)
+    assert str(value) in str(error.value) or repr(value) in str(error.value)
     optimizer = optimizer_class([p])
     with pytest.raises(ValueError, match=name):
         optimizer.add_param_group({"params": [Parameter(torch.randn(9))], name: value})

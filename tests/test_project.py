@@ -164,7 +164,7 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
         *(
             report.format_interval(each.interval, 1, signed=True)
             for cell, each in default.items()
-            if cell[:2] == ("CIFAR-10, human labels, ConvNet, augmented", "AdamW")
+            if cell[:2] == (beyond_mnist.CIFAR_AUGMENTED, "AdamW")
         ),
         correctness.headline(robust, "WienerSGD", "SGD", "pgd"),
     ]

@@ -1,6 +1,5 @@
 """What page 16 says: what each piece adds to an optimizer, task by task."""
 
-import math
 from collections.abc import Iterable
 from statistics import fmean, median
 from typing import NamedTuple
@@ -11,7 +10,8 @@ from convopt.lab.correctness import Pair, compare, difference
 from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, SELDOM_ON, TASKS, label
 from convopt.lab.experiments.tuned_filters import COMPARED, RAW, arm_label
 from convopt.lab.records import Record, finished
-from convopt.lab.report import Table, measured
+from convopt.lab.report import Table
+from convopt.lab.searches import score
 from convopt.lab.stats import CrossedComparison, Interval
 from convopt.lab.study import Results
 
@@ -116,14 +116,8 @@ def _best(arms: Iterable[list[Record]]) -> list[Record]:
     done = [arm for arm in map(finished, arms) if arm]
     if not done:
         return []
-    sign = 1 if done[0][0].measure.higher_is_better else -1
     most = max(map(len, done))  # where runs have diverged, the arm is not chosen
-
-    def score(arm: list[Record]) -> float:
-        value = sign * fmean(measured(record, "validation") for record in arm)
-        return -math.inf if math.isnan(value) else value
-
-    return max((arm for arm in done if len(arm) == most), key=score)
+    return max((arm for arm in done if len(arm) == most), key=lambda arm: fmean(map(score, arm)))
 
 
 def _cells(results: Results) -> list[Cell]:

@@ -31,12 +31,12 @@ def choose(experiment: Experiment, load: Callable[[Run], Record | None]) -> dict
     for run, trial in zip(experiment.runs(), itertools.cycle(SEARCHES[experiment.name]), strict=False):
         record = load(run)
         scores = found.setdefault(trial.choice, {}).setdefault(json.dumps(trial.value), [])
-        scores.append(None if record is None else _score(record))
+        scores.append(None if record is None else score(record))
     done = {choice: scores for choice, scores in found.items() if not any(None in of_one for of_one in scores.values())}
     return {choice: json.loads(max(scores, key=lambda value: fmean(scores[value]))) for choice, scores in done.items()}
 
 
-def _score(record: Record) -> float:
+def score(record: Record) -> float:
     """What is known of a trial, of which more is better; of one that diverged, or whose outcome is nan, the least."""
     if record.status != "finished":
         return -math.inf

@@ -363,8 +363,10 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _as_scalar(loss: Any) -> Tensor | float | None:
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return at_least_float32(loss.detach().reshape(())).clone()
-    if loss is None or isinstance(loss, Real):
-        return loss if loss is None else float(loss)
+    if loss is None:
+        return None
+    if isinstance(loss, Real):
+        return float(loss)
     raise TypeError(f"loss must be one number, a tensor or a float, got {loss!r}")
 
 

@@ -1,7 +1,7 @@
 """What is refused: options out of range, and gradients that cannot be smoothed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from typing import Any
 
@@ -150,16 +150,17 @@ def is_at_rest(lr: float | Tensor) -> bool:
     return lr == 0
 
 
-def names_of(groups: Iterable[dict[str, Any]]) -> dict[Tensor, str]:
-    """By parameter, the name it was given to the optimizer with, or else its index over all groups."""
-    names: dict[Tensor, str] = {}
+def named_params(group: dict[str, Any], first: int = 0) -> Iterable[tuple[str, Tensor]]:
+    """The group's parameters with the names they were given to the optimizer with, or else indices from ``first``."""
+    params = group["params"]
+    return zip(group.get("param_names") or map(str, range(first, first + len(params))), params, strict=True)
+
+
+def named_groups(
+    groups: Iterable[dict[str, Any]],
+) -> Iterator[tuple[dict[str, Any], Iterable[tuple[str, Tensor]]]]:
+    """Each group with its :func:`named_params`, whose indices go on over all groups."""
+    first = 0
     for group in groups:
-        indices = [str(i) for i in range(len(names), len(names) + len(group["params"]))]
-        names |= zip(group["params"], group.get("param_names") or indices, strict=True)
-    return names
-
-
-def named_params(group: dict[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    """The group's parameters with the names they were given to the optimizer with, or else their indices."""
-    names = group.get("param_names") or [str(i) for i in range(len(group["params"]))]
-    return zip(names, group["params"], strict=True)
+        yield group, named_params(group, first)
+        first += len(group["params"])

@@ -19,8 +19,8 @@ from convopt.optim._checks import (
     grad_of,
     is_at_rest,
     is_distributed,
+    named_groups,
     named_params,
-    names_of,
 )
 from convopt.optim._plain import in_plain_mode
 from convopt.optim._scalars import Scalar, is_eager, is_readable
@@ -102,11 +102,11 @@ class WienerOptimizer(SmoothingOptimizer):
 
     def snr(self) -> SNR:
         """What the optimizer has learnt about its gradients, for plots. Reading it waits for the device."""
-        annealer, parameters, names = self._annealer(), {}, names_of(self.param_groups)
-        for group in self.param_groups:
-            for p in group["params"]:
+        annealer, parameters = self._annealer(), {}
+        for group, named in named_groups(self.param_groups):
+            for name, p in named:
                 if group["grid"] is not None and "coherence" in self.state.get(p, {}):
-                    parameters[names[p]] = self._filter.learnt(group, self.state[p])
+                    parameters[name] = self._filter.learnt(group, self.state[p])
         return SNR(annealer.rho(), float(annealer.factor()), parameters)
 
     def snr_scalars(self) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """ConvolutionalSGDv2: shared 1-D and 2-D kernels, learned by gradient descent on a three-part loss."""
 
+import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -96,10 +98,13 @@ class ConvolutionalSGDv2(KernelOptimizer):
         check_number("kernel_lr", options["kernel_lr"], at_least=0)
         check_number("noise_estimation_momentum", options["noise_estimation_momentum"], at_least=0, below=1)
         weights = options["loss_weights"]
-        if not (isinstance(weights, tuple | list) and len(weights) == 3):
-            raise ValueError(f"loss_weights must be (direction, signal, smoothness), got {weights!r}")
-        for i, weight in enumerate(weights):
-            check_number(f"loss_weights[{i}]", weight, at_least=0)
+        are_three = isinstance(weights, tuple | list) and len(weights) == 3
+        if not are_three or not all(
+            isinstance(weight, Real | Tensor) and 0 <= float(weight) < math.inf for weight in weights
+        ):
+            raise ValueError(
+                f"loss_weights must be (direction, signal, smoothness), finite and none negative, got {weights!r}"
+            )
         check_integer("kernel_update_every", options["kernel_update_every"], at_least=1)
 
     def _initial_group_state(self, group: dict[str, Any]) -> dict[str, Any]:

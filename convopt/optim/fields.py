@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from convopt.optim._base import Direction, Part, SmoothingOptimizer
-from convopt.optim._checks import check_implementation, check_integer, grad_of, is_at_rest, named_params, names_of
+from convopt.optim._checks import check_implementation, check_integer, grad_of, is_at_rest, named_groups, named_params
 from convopt.optim._rings import Rings, fit_laws, is_due, learn_rings, rings_of
 from convopt.optim._updates import AdamWLaw
 from convopt.theory.fields import PowerLaw, prior_law
@@ -167,13 +167,13 @@ class FieldAdam(SmoothingOptimizer):
 
     def learnt(self) -> dict[str, Learnt]:
         """By name, what has been learnt about each parameter on a grid, on the CPU."""
-        found, names = {}, names_of(self.param_groups)
-        for group in self.param_groups:
-            for p in group["params"]:
+        found = {}
+        for group, named in named_groups(self.param_groups):
+            for name, p in named:
                 if group["grid"] is not None and "law" in self.state.get(p, {}):
                     law = self.state[p]["law"].cpu()
                     rings = self._rings_of(group, law)
-                    found[names[p]] = Learnt(PowerLaw(*law), rings.pooled, rings.means(rings.gain(law)).T)
+                    found[name] = Learnt(PowerLaw(*law), rings.pooled, rings.means(rings.gain(law)).T)
         return found
 
     def _check_options(self, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from convopt.optim._checks import (
     check_number,
     check_share,
     grad_of,
-    names_of,
+    named_groups,
 )
 from convopt.optim._shards import local
 from convopt.optim._turns import Turn, turn_of
@@ -189,9 +189,8 @@ class WienerFilter(Stage):
 
     def _on_grids(self) -> Iterator[tuple[Options, str, Tensor]]:
         """The parameters on grids, with their options and names."""
-        names = names_of(self.optimizer.param_groups)
-        for group in self.optimizer.param_groups:
+        for group, named in named_groups(self.optimizer.param_groups):
             if group.get("grid") is not None:
                 options = {**self._options, "grid": group["grid"]}
-                for p in group["params"]:
-                    yield options, names[p], p
+                for name, p in named:
+                    yield options, name, p

@@ -72,6 +72,7 @@ EMBEDDED = ("digits", "diabetes")
 MNIST = "MNIST, 15 % noise"
 FASHION = "Fashion-MNIST, 15 % noise"
 CIFAR_CONVNET = "CIFAR-10, human labels, ConvNet"
+CIFAR_AUGMENTED = "CIFAR-10, human labels, ConvNet, augmented"
 CIFAR_PERCEPTRON = "CIFAR-10, human labels"
 DIGITS = "digits, 15 % noise"
 
@@ -85,9 +86,7 @@ TASKS = {
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
     "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
     CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
-    "CIFAR-10, human labels, ConvNet, augmented": Task(
-        _setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True, inputs=AUGMENTED
-    ),
+    CIFAR_AUGMENTED: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True, inputs=AUGMENTED),
     CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, most people's labels": Task(_setting("cifar10n-aggregate", "SimpleNet", 12), has_grid=True),
