@@ -46,11 +46,14 @@ def mean_interval(values: ArrayLike) -> Interval:
     mean = float(values.mean())
     if values.size < 2 or not np.isfinite(values).all():
         return Interval(mean, None, None)
-    # Nothing to resample but rounding; the squares of what is smaller yet are no numbers.
-    if np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-150):
+    largest = np.abs(values).max()
+    if np.ptp(values) <= 1e-9 * largest:  # nothing to resample but rounding
         return Interval(mean, mean, mean)
-    found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=0).confidence_interval
-    return Interval(mean, float(found.low), float(found.high))
+    # Squares and cubes of very small or large values are no numbers. A power of two changes no digit.
+    exponent = int(np.frexp(largest)[1])
+    scaled = np.ldexp(values, -exponent)
+    found = stats.bootstrap((scaled,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=0).confidence_interval
+    return Interval(mean, *(math.ldexp(float(end), exponent) for end in found))
 
 
 class Comparison(NamedTuple):
