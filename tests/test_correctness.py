@@ -114,6 +114,8 @@ def test_a_table_says_better_worse_no_difference_or_undecided(results):
     assert told((0.8, 0.95)) == "worse"
     assert told((1.0, 1.0)) == "no difference"
     assert told((0.9, 0.9)) == "undecided"
+    # a test of the mean finds what the interval, of percentiles, does not exclude
+    assert correctness._verdict(stats.Interval(-10.7, -15.7, 0.3), 0.035, 0.98) == "undecided"
 
 
 @pytest.mark.parametrize(

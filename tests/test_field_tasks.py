@@ -1,5 +1,6 @@
 """The tasks whose parameters are fields, and the regret of a method against the best others."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -210,6 +211,21 @@ def test_the_truth_chooses_one_width_for_all_seeds_and_held_out_measurements_one
     chosen = regret.chosen_by_held_out(found, ["a", "b"])
     assert [each.score for each in chosen] == [10, 21]
     assert regret.gain(found["ours"], chosen).mean == 0.75
+
+
+def test_what_diverged_is_never_the_best():
+    found = {"diverged": outcomes((math.nan, math.nan)), "finished": outcomes((20, 3))}
+    assert regret.best_of(found, ["diverged", "finished"]) == "finished"
+    assert regret.chosen_by_held_out(found, ["diverged", "finished"]) == found["finished"]
+
+
+def test_where_outcomes_come_from_names_methods_and_conditions_that_are_not_all():
+    day = {"date": "2026-01-01", "processor": "P", "torch": "2", "commit": "c"}
+    first = {"low": ["a", "b", "c", "d"], "high": ["a", "b", "c", "d"]}
+    told = [regret.told([{**day, "measured": each} for each in (first, more)]) for more in ({"low": ["e"]}, first)]
+    where = "2026-01-01, P, 2, c"
+    assert told[0] == f"all methods but e: {where}\ne (low): {where}"
+    assert told[1] == f"all methods: {where}\nall methods: {where}"
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):

@@ -143,6 +143,13 @@ FIGURES = {
 }
 
 
+def test_panels_that_are_left_over_are_hidden():
+    three = {(base, "raw gradient", "cosine"): interval(1) for base in ("SGD", "AdamW", "Muon")}
+    rows = {"a": {"truth": torch.ones(2, 2), "m": torch.zeros(2, 2)}, "b": {"truth": torch.ones(2, 2)}}
+    drawn = figures.factorial(three, ""), figures.added(three, "", 2), figures.reconstructions(rows)
+    assert [[axes.get_visible() for axes in figure.axes] for figure in drawn] == [[True, True, True, False]] * 3
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_draws_each_method_as_all_others_do(name):
     assert marked(FIGURES[name]()) == of(*METHODS)

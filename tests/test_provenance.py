@@ -4,6 +4,7 @@ import re
 import subprocess
 
 from convopt.lab import experiments, provenance, training
+from convopt.lab.records import Record
 
 PARAMETERS = {"dataset": "mnist", "seeds": 10, "epochs": 30, "store": ""}
 
@@ -33,6 +34,13 @@ def test_the_executed_notebook_can_be_downloaded_and_of_a_page_with_records_thei
     assert "published.parquet" in with_records
     assert "published.parquet" not in without + with_own
     assert "1 records are of digits" in with_own
+
+
+def test_each_data_set_has_its_own_checksum():
+    runs = [experiments.STRESS.run(experiments.SGD, name, epochs=1, seed=0) for name in ("mnist", "adult")]
+    made = {name: "" for name in ("commit", "torch", "processor")}
+    records = [Record(run, "finished", {}, [], None, {**made, "data": run.dataset[::-1] * 4}) for run in runs]
+    assert "2 records are of adult (`tludatludatl…`), mnist (`tsinmtsinmts…`)" in provenance.page("x", {}, records).data
 
 
 def test_a_package_within_a_foreign_repository_has_no_commit(tmp_path, monkeypatch):

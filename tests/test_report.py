@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convopt.lab import experiments, figures, methods, report, stats
+from convopt.lab import beyond, durations, experiments, figures, methods, report, stats
+from convopt.lab.experiments import beyond_mnist
 from convopt.lab.figures.looks import METHODS
 from convopt.lab.records import Record
 from convopt.lab.study import Results
@@ -144,7 +145,8 @@ def test_results_of_some_arms_are_of_an_experiment_of_these_arms():
 def test_costs_tell_of_a_step_of_what_is_kept_and_of_the_way_to_an_accuracy():
     records = [record(experiments.SGD, seed, accuracies) for seed, accuracies in enumerate(((0.7, 0.9), (0.95, 0.9)))]
     records += [record(experiments.ADAM, 0, (0.7, 0.8))]
-    table = report.costs(STRESS, records, target=90, state_bytes=lambda run: 8 if run.optimizer.name == "Adam" else 4)
+    state_bytes = {"SGD": 4, "Adam": 8}
+    table = durations.costs(STRESS, records, 90, lambda run: state_bytes[run.optimizer.name])
     sgd, adam = table.frame[:2].to_dict("records")
     assert sgd["ms per training step"].mean == pytest.approx(1000 / 625)  # a second for 5000 images, eight at a time
     assert (sgd["state (bytes per parameter)"], adam["state (bytes per parameter)"]) == ("4", "8")
@@ -328,6 +330,53 @@ def test_headings_are_words():
     assert not [heading for heading in (*report.CONDITIONS.values(), *report.HEADINGS.values()) if "_" in heading]
 
 
+def test_columns_of_several_tasks_say_in_each_row_what_is_measured():
+    experiment = beyond_mnist.on([beyond_mnist.DIGITS, "diabetes"])
+    common = {"gradient_norm": [1.0, 1.0], "seconds_training": [1.0]}
+    values = {"digits": ("accuracy", [0.9, 0.8]), "diabetes": ("rmse", [0.5, 0.0123])}
+    curves = {
+        dataset: {f"{split}_{measure}": of_one for split in ("validation", "test")}
+        for dataset, (measure, of_one) in values.items()
+    }
+    records = [
+        Record(run, "finished", {**common, **curves[run.dataset]}, [], None, {})
+        for run in experiment.runs()
+        if run.seed == experiment.first_seed
+    ]
+    both = report.table(experiment, report.rows(experiment, records)).text()
+    told = set(zip(*(both[name] for name in ("data set", "measure", "final", "stability")), strict=True))
+    assert told == {("digits", "acc. (%)", "80.0", "0.00"), ("diabetes", "RMSE", "0.0123", "0.00")}
+    errors = [each for each in records if each.run.dataset == "diabetes"]
+    assert set(report.table(experiment, report.rows(experiment, errors)).text()["final RMSE"]) == {"0.0123"}
+    pair = [beyond_mnist.label("diabetes", "SGD", beyond.TUNED, piece) for piece in ("WeightAveraging", "alone")]
+    assert report.differences(experiment, errors, [tuple(pair)], ("final",)).text()["final RMSE"].tolist() == ["+0.00"]
+
+
+def test_a_claim_about_runs_that_diverged_is_undecided_and_their_costs_are_left_empty():
+    records = [record(experiments.SGD, seed, (0.8, 0.7)) for seed in range(7)]
+    records += [record(experiments.V1, seed, (), (), "diverged") for seed in range(7)]
+    told = report.claims(dataclasses.replace(STRESS, claims=STRESS.claims[:1]), records).text()
+    assert (told["measured"][0], told["verdict"][0]) == ("", "undecided")
+    costs = durations.costs(STRESS, records, 90, lambda run: 4).text().set_index("optimizer")
+    assert costs.loc["ConvolutionalSGD", ["ms per training step", "runs that reach it"]].tolist() == ["", "0 of 0"]
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_differences_that_are_not_finite_are_not_tested(value):
+    control = dict.fromkeys(range(10), 0.0)
+    found = stats.paired_difference({seed: 1.0 + seed for seed in control} | {0: value}, control)
+    assert found.p == 1
+    assert found.interval.low is None
+
+
+@pytest.mark.parametrize("size", [2.0**-1020, 2.0**-450, 1.0, 2.0**700, 2.0**1023])
+def test_an_interval_is_found_of_values_of_any_size(size):
+    values = np.array([0.2, 1.0, 0.4, 0.7])
+    of_one, of_size = stats.mean_interval(values), stats.mean_interval(size * values)
+    assert of_size == pytest.approx([size * end for end in of_one], rel=1e-9)
+    assert stats.mean_interval([size] * 3) == pytest.approx([size] * 3)
+
+
 def test_nothing_to_average_is_an_error():
     with pytest.raises(ValueError, match="values"):
         stats.paired_difference({0: 1.0}, {1: 1.0})
@@ -338,7 +387,7 @@ def test_the_ledger_counts_each_run_of_an_experiment_once_and_no_others():
     for each in records:
         each.curves["seconds_evaluation"] = [1797.0]
     of_both = [experiments.find(name) for name in ("06-stress-test", "09-controls-layers")]
-    table = report.ledger(of_both, records).frame
+    table = durations.ledger(of_both, records).frame
     assert table.to_dict("records") == [
         {"experiment": "06-stress-test", "runs": "2", "seconds per run (median)": 1800.0, "hours of one core": 1.0}
     ]

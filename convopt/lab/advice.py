@@ -9,8 +9,8 @@ import pandas as pd
 
 from convopt.lab import experiments
 from convopt.lab.experiments import Experiment
-from convopt.lab.report import HEADINGS, Table, by_seed, condition
-from convopt.lab.stats import Comparison, Interval, holm, paired_difference, verdict
+from convopt.lab.report import HEADINGS, Table, condition, difference
+from convopt.lab.stats import holm, verdict
 from convopt.lab.study import Results
 
 LOWER_IS_BETTER = ("stability", "seconds_per_epoch")
@@ -154,7 +154,10 @@ def judge(
     p-values are Holm's over the rows of the same experiment.
     """
     results = results_of([piece.comparison() for piece in advice])
-    found = list(map(_compare, advice, results))
+    found = [
+        difference(of_one.arms[piece.treatment], of_one.arms[piece.control], piece.measure)
+        for piece, of_one in zip(advice, results, strict=True)
+    ]
     corrected = [math.nan] * len(advice)
     for experiment in {piece.experiment for piece in advice}:
         rows = [row for row, piece in enumerate(advice) if piece.experiment == experiment]
@@ -177,10 +180,3 @@ def judge(
         signed=True,
         index=2,
     )
-
-
-def _compare(advice: Advice, results: Results) -> Comparison:
-    treatment, control = (by_seed(results.arms[label], advice.measure) for label in (advice.treatment, advice.control))
-    if not treatment.keys() & control.keys():  # the runs diverged
-        return Comparison(Interval(float("nan"), None, None), 1.0)
-    return paired_difference(treatment, control)

@@ -131,8 +131,8 @@ def comparisons(results: Results, pairs: Sequence[Pair], name: str) -> Table:
 
     Of labels like "SGD, raw gradient, cosine" a row names the parts that differ. Its question says the others.
 
-    "better" and "worse" where the difference passes the test of there being none; "no difference" where it certainly
-    is less than ``stats.EQUIVALENCE`` points; "undecided" where neither.
+    "better" and "worse" where the difference passes the test of there being none and its interval excludes zero; "no
+    difference" where it certainly is less than ``stats.EQUIVALENCE`` points; "undecided" where neither.
     """
     found = [(pair, comparison) for pair in pairs if (comparison := compare(results, pair)) is not None]
     different, equal = (holm([getattr(each, p) for _, each in found]) for p in ("p", "p_equal"))
@@ -168,7 +168,7 @@ def _what_differs(*labels: str) -> list[str]:
 def _verdict(difference: Interval, p: float, p_equal: float) -> str:
     if p_equal < ALPHA:
         return "no difference"
-    if p < ALPHA:
+    if p < ALPHA and difference.excludes_zero:
         return "better" if difference.mean > 0 else "worse"
     return "undecided"
 

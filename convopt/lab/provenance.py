@@ -91,12 +91,13 @@ def page(
     downloads = [f'<a href="../_sources/executed/{notebook}.ipynb" download>this page as a notebook</a>']
     records = list(records)
     if records:
-        named = ("data", "commit", "torch", "processor")
+        named = ("commit", "torch", "processor")
         sources = {name: sorted({str(record.provenance[name]) for record in records}) for name in named}
-        datasets = sorted({record.run.dataset for record in records})
+        datasets = sorted({(record.run.dataset, str(record.provenance["data"])) for record in records})
         lines.append(
-            f"Its {len(records)} records are of {', '.join(datasets)} (SHA-256 of the raw data "
-            f"{', '.join(f'`{checksum[:12]}…`' for checksum in sources['data'])}), made at commit "
+            f"Its {len(records)} records are of "
+            f"{', '.join(f'{name} (`{checksum[:12]}…`)' for name, checksum in datasets)}, with the SHA-256 of the raw "
+            f"data, made at commit "
             f"{', '.join(f'`{commit}`' for commit in sources['commit'])} with torch {', '.join(sources['torch'])} "
             f"on {', '.join(sources['processor'])}."
         )

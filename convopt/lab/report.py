@@ -1,9 +1,10 @@
 """Tables of an experiment from its records."""
 
 import base64
+import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import pandas as pd
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record, finished
 from convopt.lab.runs import Run
-from convopt.lab.stats import Interval, holm, mean_interval, paired_difference, verdict
+from convopt.lab.stats import Comparison, Interval, holm, mean_interval, paired_difference, verdict
 from convopt.lab.tasks import ACCURACY
 
 MEASURES = ("best", "final", "stability")
@@ -70,9 +71,9 @@ class Table:
 
     def _cell(self, column: str, value: Any) -> str:
         in_percent = "(%)" in column
-        if isinstance(value, Interval):
+        if isinstance(value, Interval) and not math.isnan(value.mean):
             return format_interval(value, 1 if in_percent else _decimals(value, self.decimals), self.signed)
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        if value is None or isinstance(value, Interval) or (isinstance(value, float) and math.isnan(value)):
             return ""
         if isinstance(value, bool):
             return "yes" if value else "no"
@@ -90,7 +91,7 @@ def _decimals(interval: Interval, most: int) -> int:
     """Those with which mean and ends have three significant digits at most."""
     largest = max(abs(end) for end in interval if end is not None)
     if largest == 0 or not math.isfinite(largest):
-        return most
+        return min(most, Table.decimals)
     leading = math.floor(math.log10(float(f"{largest:.3g}")))
     return max(0, min(most, 2 - leading))
 
@@ -159,11 +160,6 @@ def _row(label: str, shared: tuple, records: list[Record]) -> dict[str, Any]:
     return row
 
 
-def seconds(record: Record) -> float:
-    """How long the run took."""
-    return sum(record.curves.get("seconds_training", [])) + sum(record.curves.get("seconds_evaluation", []))
-
-
 def measured(record: Record, measure: str) -> float | None:
     """A measure of ``HEADINGS``, ``seconds_per_epoch`` or a validation's of a finished record; None if it has none.
 
@@ -190,28 +186,35 @@ def by_seed(records: Iterable[Record], measure: str) -> dict[int, float]:
     return {seed: value for seed, value in values.items() if value is not None}
 
 
+def difference(treatment: Iterable[Record], control: Iterable[Record], measure: str) -> Comparison:
+    """That of two arms in a measure, paired by seed; nan where no seed has it in both, as when runs diverged."""
+    values, others = by_seed(treatment, measure), by_seed(control, measure)
+    common = values.keys() & others.keys()
+    return paired_difference(values, others) if common else Comparison(Interval(math.nan, None, None), 1.0)
+
+
 def claims(experiment: Experiment, records: Iterable[Record]) -> Table:
     """What was claimed of the experiment against what was measured, with a verdict for each claim."""
     arms = by_label(experiment, records)
-    measured_differences = []
+    found = []
     for claim in experiment.claims:
-        both = [
+        treatment, control = (
             [record for record in arms[label] if claim.batch_size in (None, record.run.batch_size)]
             for label in (claim.treatment, claim.control)
-        ]
-        measured_differences.append(paired_difference(*[by_seed(arm, claim.measure) for arm in both]))
-    corrected = holm([difference.p for difference in measured_differences])
+        )
+        found.append(difference(treatment, control, claim.measure))
+    corrected = holm([comparison.p for comparison in found])
     rows = [
         {
             "claim": f"{claim.treatment} against {claim.control}"
             + (f", batch {claim.batch_size}" if claim.batch_size else ""),
             "measure": HEADINGS[claim.measure],
             "claimed": f"{claim.difference:+g}",
-            "measured": difference.interval,
+            "measured": comparison.interval,
             "p, Holm": p,
-            "verdict": verdict(difference.interval, p, claim.difference),
+            "verdict": verdict(comparison.interval, p, claim.difference),
         }
-        for claim, difference, p in zip(experiment.claims, measured_differences, corrected, strict=True)
+        for claim, comparison, p in zip(experiment.claims, found, corrected, strict=True)
     ]
     return Table(pd.DataFrame(rows), f"{experiment.name}-claims", signed=True)
 
@@ -233,20 +236,17 @@ def differences(
         tested: the measure whose differences are tested; p-values are Holm's over all rows.
     """
     arms = _arms(experiment, records)
+    title = judged_by(itertools.chain.from_iterable(arms.values()))
     rows, p_values = [], []
     for treatment, control in pairs:
         for shared in dict.fromkeys(shared for _, shared in arms):
             both = [arms.get((label, shared), []) for label in (treatment, control)]
             if not all(both):
                 continue
-            row: dict[str, Any] = {**dict(shared), "difference": f"{treatment} minus {control}"}
-            for measure in measures:
-                values = [by_seed(arm, measure) for arm in both]
-                comparison = paired_difference(*values) if values[0].keys() & values[1].keys() else None
-                row[HEADINGS[measure]] = comparison and comparison.interval
-                if measure == tested:
-                    p_values.append(comparison.p if comparison else 1.0)
-            rows.append(row)
+            found = {measure: difference(*both, measure) for measure in {*measures, tested}}
+            of_measures = {heading(measure, title): found[measure].interval for measure in measures}
+            rows.append({**dict(shared), "difference": f"{treatment} minus {control}", **of_measures})
+            p_values.append(found[tested].p)
     frame = pd.DataFrame(rows)
     varying = []
     if rows:
@@ -255,56 +255,6 @@ def differences(
         varying = [name for name in CONDITIONS if name in frame]
         frame = frame.rename(columns=CONDITIONS)
     return Table(frame, f"{experiment.name}-differences", signed=True, index=1 + len(varying))
-
-
-def costs(
-    experiment: Experiment, records: Iterable[Record], target: float, state_bytes: Callable[[Run], float]
-) -> Table:
-    """For each arm the time of a training step, the state it keeps, and the time to an accuracy, over seeds.
-
-    ``target`` is a test accuracy in percent that an epoch must end with; the last column counts runs that get there.
-    ``state_bytes`` of a run are per parameter, ``trainer.state_bytes`` for one.
-    """
-    rows = []
-    for label, arm in by_label(experiment, records).items():
-        if not arm:
-            continue
-        done = finished(arm)
-        steps_per_epoch = arm[0].run.n_train // arm[0].run.batch_size
-        steps = [1000 * measured(record, "seconds_per_epoch") / steps_per_epoch for record in done]
-        times = [time for record in done if (time := _time_to(record, target)) is not None]
-        rows.append(
-            {
-                "optimizer": label,
-                "ms per training step": mean_interval(steps),
-                "state (bytes per parameter)": f"{state_bytes(arm[0].run):.0f}",
-                f"seconds to {target:g} %": mean_interval(times) if times else None,
-                "runs that reach it": f"{len(times)} of {len(done)}",
-            }
-        )
-    return Table(pd.DataFrame(rows), f"{experiment.name}-costs")
-
-
-def ledger(experiments: Iterable[Experiment], records: Iterable[Record]) -> Table:
-    """What each experiment's records took to train and evaluate, one run after the other.
-
-    A run that several experiments share counts in the first of them.
-    """
-    left = {record.run: record for record in records}
-    rows = []
-    for experiment in experiments:
-        own = [left.pop(run) for run in experiment.runs() if run in left]
-        if own:
-            times = [seconds(record) for record in own]
-            median = float(np.median(times))
-            rows.append((experiment.name, str(len(own)), median, sum(times) / 3600))
-    frame = pd.DataFrame(rows, columns=["experiment", "runs", "seconds per run (median)", "hours of one core"])
-    return Table(frame, "ledger")
-
-
-def _time_to(record: Record, target: float) -> float | None:
-    reached = [epoch for epoch, accuracy in enumerate(record.curves["test_accuracy"], 1) if 100 * accuracy >= target]
-    return reached[0] * measured(record, "seconds_per_epoch") if reached else None
 
 
 def by_label(experiment: Experiment, records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -318,8 +268,21 @@ def by_label(experiment: Experiment, records: Iterable[Record]) -> dict[str, lis
 
 
 def heading(measure: str, of_task: str = ACCURACY.title) -> str:
-    """How tables call a measure, where the task is judged by what is called ``of_task``."""
-    return HEADINGS[measure].replace(ACCURACY.title, of_task)
+    """How tables call a measure, where the task is judged by what is called ``of_task``; "" stands for several."""
+    return HEADINGS[measure].replace(ACCURACY.title, of_task).strip()
+
+
+def judged_by(records: Iterable[Record]) -> str:
+    """What the measure of all finished records is called; "" where they differ, accuracy where there are none."""
+    return _common({record.measure.title for record in finished(records)})
+
+
+def _common(titles: set[str]) -> str:
+    return "" if len(titles) > 1 else next(iter(titles), ACCURACY.title)
+
+
+def _title(row: dict[str, Any]) -> str:
+    return row.get("measured", ACCURACY.title)
 
 
 HEADINGS = {
@@ -346,12 +309,13 @@ def table(
     """The rows of ``experiment`` for reading, with a column for each condition that differs between them."""
     common = common_condition(report_rows)
     varying = [name for name in report_rows[0]["condition"] if name not in common]
-    title = next((row["measured"] for row in report_rows if "measured" in row), ACCURACY.title)
+    title = _common({_title(row) for row in report_rows if row["n"]})
     frame = pd.DataFrame(
         [
             {
                 **{CONDITIONS[name]: row["condition"][name] for name in varying},
                 "optimizer": row["optimizer"],
+                **({} if title else {"measure": _title(row)}),
                 **{heading(measure, title): row[measure] and Interval(**row[measure]) for measure in measures},
                 "runs": f"{row['n']}" + (f" (+{row['diverged']} diverged)" if row["diverged"] else ""),
             }

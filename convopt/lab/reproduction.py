@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from convopt.lab.durations import seconds
 from convopt.lab.experiments import Experiment
 from convopt.lab.predictions import unpack
 from convopt.lab.records import Record, finished
-from convopt.lab.report import MEASURES, Table, by_label, by_seed, measured, rows, seconds, table
+from convopt.lab.report import MEASURES, Table, by_label, by_seed, measured, rows, table
 from convopt.lab.runs import Run
 from convopt.lab.stats import holm, paired_difference
 from convopt.lab.sweep import describe

@@ -43,15 +43,14 @@ def mean_interval(values: ArrayLike) -> Interval:
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("values must hold at least one number, got none")
-    mean = float(values.mean())
     if values.size < 2 or not np.isfinite(values).all():
-        return Interval(mean, None, None)
-    largest = np.abs(values).max()
-    if np.ptp(values) <= 1e-9 * largest:  # nothing to resample but rounding
-        return Interval(mean, mean, mean)
-    # Squares and cubes of very small or large values are no numbers. A power of two changes no digit.
-    exponent = int(np.frexp(largest)[1])
+        return Interval(float(values.mean()), None, None)
+    # Sums, squares and cubes of very small or large values are no numbers. A power of two changes no digit.
+    exponent = int(np.frexp(np.abs(values).max())[1])
     scaled = np.ldexp(values, -exponent)
+    mean = math.ldexp(float(scaled.mean()), exponent)
+    if np.ptp(scaled) <= 1e-9:  # nothing to resample but rounding
+        return Interval(mean, mean, mean)
     found = stats.bootstrap((scaled,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=0).confidence_interval
     return Interval(mean, *(math.ldexp(float(end), exponent) for end in found))
 
@@ -69,12 +68,14 @@ def paired_difference(treatment: dict[int, float], control: dict[int, float]) ->
     The p-value is that of the two-sided paired permutation test: the share of all ways to exchange treatment and
     control within seeds that give a mean difference as large. With n seeds it is at least ``2 / 2 ** n``.
 
-    ValueError if they have no seed in common.
+    ValueError if they have no seed in common. Where a difference is not finite there is no test, and ``p`` is 1.
     """
     seeds = sorted(treatment.keys() & control.keys())
+    if not seeds:
+        raise ValueError("treatment and control must have values of a common seed, got none")
     differences = np.array([treatment[seed] - control[seed] for seed in seeds])
     interval = mean_interval(differences)
-    if len(seeds) < 2 or not differences.any():
+    if len(seeds) < 2 or not np.isfinite(differences).all() or not differences.any():
         return Comparison(interval, 1.0)
     test = stats.permutation_test(
         (differences,),
@@ -116,8 +117,11 @@ def crossed_difference(treatment: dict[int, np.ndarray], control: dict[int, np.n
     standard deviation as the standard error of a Student's t with a degree of freedom less than there are seeds. Of
     fewer than two seeds there is neither, nor where a value is not finite.
 
+    Where most of the variance is between seeds, the interval is too narrow: it covers the mean in about 90 % of cases
+    with ten seeds, and in 84 % with five. Where there is no difference, ``p`` is below 0.05 in 6 % and 7 % of cases.
+
     ValueError if they have no seed in common. Source: Owen, The pigeonhole bootstrap (Annals of Applied Statistics
-    2007), which is a little conservative; Schuirmann, A comparison of the two one-sided tests procedure (1987).
+    2007); Schuirmann, A comparison of the two one-sided tests procedure (1987).
     """
     seeds = sorted(treatment.keys() & control.keys())
     if not seeds:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from convopt.lab import experiments, report, sweep, workspace
+from convopt.lab import durations, experiments, report, sweep, workspace
 from convopt.lab.experiments import Experiment
 from convopt.lab.parameters import check_parameters
 from convopt.lab.records import Record
@@ -71,7 +71,7 @@ class Study:
     @property
     def minutes(self) -> float:
         """How long the runs of all records took, one after the other."""
-        return sum(map(report.seconds, {record.run: record for record in self.records}.values())) / 60
+        return sum(map(durations.seconds, {record.run: record for record in self.records}.values())) / 60
 
 
 class Results:

@@ -24,8 +24,9 @@ Make = Callable[[Tensor, float, Sequence[int], int, int], Optimizer]
 class SmoothedAdam(Optimizer):
     """Adam in ``u = (I + width L)^(power / 2) x``, L the Laplacian, with one second moment for a field.
 
-    With a power of 2 it is AdamUniform, with 1 its cheaper sibling; the second moment is a mean over the field, where
-    AdamUniform takes the maximum. The mean gain is 1.
+    With a power of 2 it is nearly AdamUniform, with 1 its cheaper sibling. The second moment is a mean over the field,
+    where AdamUniform takes the maximum. A field's mean is smoothed like its lowest other frequency, so that the gain is
+    a power law's everywhere; AdamUniform leaves it alone. The mean gain is 1.
 
     Args:
         params: fields, ``(fields, *grid)``.

@@ -4,6 +4,7 @@ Methods named after FILE.json are measured again.
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,8 +53,8 @@ UNSMOOTHED = ("SGD", "Adam", BASELINE)
 
 
 def mean_score(outcomes: Sequence[Outcome]) -> float:
-    """Over seeds."""
-    return statistics.fmean(each.score for each in outcomes)
+    """Over seeds; minus infinity where one diverged."""
+    return statistics.fmean(-math.inf if math.isnan(each.score) else each.score for each in outcomes)
 
 
 def best_of(outcomes: Outcomes, names: Iterable[str]) -> str:
@@ -64,7 +65,7 @@ def best_of(outcomes: Outcomes, names: Iterable[str]) -> str:
 def chosen_by_held_out(outcomes: Outcomes, names: Iterable[str]) -> list[Outcome]:
     """For each seed that of several methods, say widths, whose held-out error is smallest: what a user can do."""
     by_seed = zip(*(outcomes[name] for name in names), strict=True)
-    return [min(of_seed, key=lambda each: each.error) for of_seed in by_seed]
+    return [min(of_seed, key=lambda each: math.inf if math.isnan(each.error) else each.error) for of_seed in by_seed]
 
 
 def of_seed(found: Mapping[str, Outcomes], seed: int) -> dict[str, dict[str, Outcome]]:
@@ -192,13 +193,27 @@ def load(file: Path) -> tuple[list[dict[str, Any]], dict[str, Outcomes]]:
 
 
 def told(provenances: Sequence[Mapping[str, Any]]) -> str:
-    """Where outcomes come from, a line for each time that some were measured: which methods, then when and where."""
+    """Where outcomes come from, a line for each time that some were measured: which methods, then when and where.
+
+    Conditions are named where they are not all that were ever measured.
+    """
+    measured = [made["measured"] for made in provenances]
+    methods, conditions = _methods_of(measured), {condition for of_one in measured for condition in of_one}
     lines = []
-    for made in provenances:
-        methods = dict.fromkeys(name for names in made["measured"].values() for name in names)
-        what = ", ".join(methods) if len(methods) < 4 else "all methods"
-        lines.append(f"{what}: {', '.join(str(made[name]) for name in ('date', 'processor', 'torch', 'commit'))}")
+    for made, of_one in zip(provenances, measured, strict=True):
+        here = _methods_of([of_one])
+        others = [name for name in methods if name not in here]
+        what = f"all methods but {', '.join(others)}" if others else "all methods"
+        if len(here) < 4 or len(here) <= len(others):
+            what = ", ".join(here)
+        where = "" if of_one.keys() == conditions else f" ({'; '.join(of_one)})"
+        when = ", ".join(str(made[name]) for name in ("date", "processor", "torch", "commit"))
+        lines.append(f"{what}{where}: {when}")
     return "\n".join(lines)
+
+
+def _methods_of(measured: Iterable[Mapping[str, Sequence[str]]]) -> list[str]:
+    return list(dict.fromkeys(name for of_one in measured for names in of_one.values() for name in names))
 
 
 def measure(file: Path, study: Study, anew: Sequence[str] = ()) -> None:

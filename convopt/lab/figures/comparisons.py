@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from convopt.lab.figures.looks import QUIET, Look, looks, series
+from convopt.lab.figures.style import hide_spare
 from convopt.lab.stats import Interval
 
 
@@ -25,6 +26,7 @@ def factorial(accuracies: dict[tuple[str, str, str], Interval], xlabel: str) -> 
         of_base = {(gradient, step): each for (of_it, gradient, step), each in accuracies.items() if of_it == base}
         _rows_of_dots(axes, of_base, looks(gradients), steps)
         axes.set(title=base, xlabel=xlabel if number >= len(bases) - 2 else "")
+    hide_spare(panels, len(bases))
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -33,7 +35,7 @@ def differences(values: dict[tuple[str, str], Interval], xlabel: str) -> Figure:
     """A row per case, a dot with its interval per series, a line at no difference.
 
     Args:
-        values: by series and case; what is missing leaves its place empty.
+        values: by series and case, one at least; what is missing leaves its place empty.
         xlabel: what the values are.
     """
     names, cases = (dict.fromkeys(of_one) for of_one in zip(*values, strict=True))
@@ -49,7 +51,7 @@ def added(differences: dict[tuple[str, str, str], Interval], xlabel: str, column
     """So many panels in a line; in each a row per task, a dot with its interval per case, a line at no difference.
 
     Args:
-        differences: by panel, task and case; what is missing leaves its place empty.
+        differences: by panel, task and case, one at least; what is missing leaves its place empty.
         xlabel: what the values are. Between -1 and 1 the scale is linear, beyond it is logarithmic.
         columns: panels in a line.
     """
@@ -64,6 +66,7 @@ def added(differences: dict[tuple[str, str, str], Interval], xlabel: str, column
         axes.set(title=name, xlabel=xlabel if number >= len(names) - columns else "")
         axes.set_xscale("symlog", linthresh=1)
         axes.xaxis.set_major_formatter("{x:g}")
+    hide_spare(panels, len(names))
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from convopt.lab.figures.style import SMALLEST
+from convopt.lab.figures.style import SMALLEST, hide_spare
 from convopt.optim.fields import Learnt
 
 
@@ -21,7 +21,8 @@ def reconstructions(rows: Mapping[str, Mapping[str, Tensor]]) -> Figure:
     figure, panels = plt.subplots(len(rows), columns, figsize=(2.35 * columns, 2.6 * len(rows)), squeeze=False)
     for (task, fields), of_row in zip(rows.items(), panels, strict=True):
         truth = next(iter(fields.values()))
-        for (name, field), axes in zip(fields.items(), of_row, strict=True):
+        hide_spare(of_row, len(fields))
+        for (name, field), axes in zip(fields.items(), of_row, strict=False):
             image = field[len(field) // 2] if field.ndim == 3 else field
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(name if field is truth else f"{name}\n{psnr(field, truth):.1f} dB", fontsize=SMALLEST)
@@ -37,12 +38,15 @@ def psnr(field: Tensor, truth: Tensor) -> float:
 
 
 def field_gains(learnt: Mapping[str, Learnt]) -> Figure:
-    """The gain over the frequencies, a line per field: on logarithmic axes, from the largest noise to the smallest."""
+    """The gain over the frequencies, a line per field: on logarithmic axes, from the largest noise to the smallest.
+
+    The root of the Laplacian's eigenvalue is about the angular frequency, in radians per element, where that is low.
+    """
     figure, axes = plt.subplots(figsize=(6.5, 3.6))
     shades = plt.get_cmap("viridis")(np.linspace(0.9, 0.1, len(learnt)))
     for (label, each), shade in zip(learnt.items(), shades, strict=True):
         axes.plot(each.eigenvalue.sqrt(), each.gain[0], color=shade, linewidth=2, label=label)
-    axes.set(xscale="log", yscale="log", xlabel="angular frequency (radians per pixel)", ylabel="gain")
+    axes.set(xscale="log", yscale="log", xlabel="square root of the Laplacian's eigenvalue", ylabel="gain")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False)

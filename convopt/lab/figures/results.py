@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from convopt.lab.figures.comparisons import dot
 from convopt.lab.figures.looks import GROUNDS, QUIET, Look, looks, series
-from convopt.lab.figures.style import AXIS_LABELS, SMALLEST, WIDEST, band
+from convopt.lab.figures.style import AXIS_LABELS, SMALLEST, WIDEST, band, hide_spare
 from convopt.lab.records import Record, finished
-from convopt.lab.report import HEADINGS, Table, by_seed, measured
+from convopt.lab.report import Table, by_seed, heading, judged_by, measured
 from convopt.lab.stats import Interval, mean_interval
 from convopt.lab.study import Results
 from convopt.lab.tryout.answer import Outcome
@@ -197,7 +197,7 @@ def trends(results: Results, condition: str, measures: Sequence[str], xlabel: st
             axes.set_xscale("log", base=2)
         axes.set_xticks(sorted({getattr(record.run, condition) for record in results.records}))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.set(xlabel=xlabel, ylabel=HEADINGS[measure])
+        axes.set(xlabel=xlabel, ylabel=heading(measure, judged_by(results.records)))
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -249,8 +249,7 @@ def searches(results: Results, title: str) -> Figure:
         axes.semilogx(rates[winner], accuracies[winner], look.marker, color=look.colour)
         axes.axhline(best, color=QUIET, linewidth=0.8)
         axes.set_title(label, fontsize=SMALLEST)
-    for axes in panels.flat[len(arms) :]:
-        axes.set_visible(False)
+    hide_spare(panels, len(arms))
     figure.supxlabel("learning rate")
     figure.supylabel("validation accuracy (%)")
     figure.suptitle(title)

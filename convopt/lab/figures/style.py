@@ -56,6 +56,12 @@ AXIS_LABELS = {
 }
 
 
+def hide_spare(panels: np.ndarray, used: int) -> None:
+    """Hide those of the panels that are left over."""
+    for axes in panels.flat[used:]:
+        axes.set_visible(False)
+
+
 def band(axes: Axes, series: list[np.ndarray], look: Look, label: str, start: int = 1) -> None:
     """Each series thin, their mean bold, its 95 % interval as a band; of one point per epoch, from ``start``."""
     colour = look.colour
