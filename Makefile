@@ -13,11 +13,11 @@ TESTED := $(VENV)/.tested
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 LIVE := book/executed/records
 EXECUTED := $(patsubst notebooks/%,book/executed/%,$(NOTEBOOKS))
-PACKAGE := $(shell find convopt -name '*.py')
+PACKAGE := $(shell find convopt -name '*.py' -o -name '*.json')
 RECORDS := $(wildcard book/records/*)
 PAGES := $(wildcard book/*.md book/*.yml book/*.bib book/_static/* book/extensions/*.py book/extra/*/*)
-SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py templates/* *.md *.toml *.txt *.yml \
-	.pre-commit-config.yaml .devcontainer/* .github/workflows/* Makefile)
+SOURCES := $(PACKAGE) $(NOTEBOOKS) $(RECORDS) $(PAGES) $(wildcard tests/*.py tests/*.json benchmarks/*.py templates/* *.md *.toml *.txt *.yml *.cff \
+	.ci/run .pre-commit-config.yaml .devcontainer/* .github/workflows/* Makefile)
 TORCH_VENV := .venv-torch-$(TORCH)
 # The tests of the optimizers and the theory: all that import neither the experiments nor a trainer.
 TORCH_TESTS = $(shell grep -LE '^(from|import) (accelerate|conftest|convopt\.(cli|lab)|lightning|skorch|transformers)\b' \

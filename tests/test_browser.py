@@ -180,6 +180,18 @@ def test_a_click_enlarges_a_figure_and_another_one_makes_it_small_again(page, ad
     assert widths[1] > 1.4 * widths[0] == 1.4 * widths[2]
 
 
+def test_the_keyboard_enlarges_a_figure_too(page, address):
+    visit(page, f"{address}/executed/15-factorial.html")
+    image = page.locator("#fig-factorial img")
+    image.focus()
+    seen = []
+    for key in ("Enter", "Space", "Tab"):
+        seen.append((image.bounding_box()["width"], image.get_attribute("aria-pressed")))
+        page.keyboard.press(key)
+    assert seen[1][0] > 1.4 * seen[0][0] == 1.4 * seen[2][0]
+    assert [pressed for _, pressed in seen] == ["false", "true", "false"]
+
+
 @on_every_page
 def test_axe_finds_nothing_serious(visited):
     check_with_axe(visited)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convopt.cli import main
-from convopt.lab import bench, experiments, sweep
+from convopt.lab import bench, data, experiments, sweep, workspace
 from convopt.lab.records import Store
 from convopt.lab.workspace import PUBLISHED, project_folder
 
@@ -269,6 +269,15 @@ def test_a_page_stands_for_all_of_its_experiments(tmp_path, capsys, monkeypatch)
     assert main(["report", "09-controls", *setting, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["experiment"] for row in rows] == ["09-controls-layers"] * 4 + ["09-controls-step"] * 6
+
+
+def test_notebooks_that_jupyterlab_runs_in_their_folder_share_runs_and_data_with_the_commands(monkeypatch):
+    monkeypatch.delenv("CONVOPT_DATA", raising=False)
+    found = []
+    for folder in (project_folder(), project_folder() / "notebooks"):
+        monkeypatch.chdir(folder)
+        found.append((workspace.runs_folder().resolve(), data.registry.data_folder()))
+    assert found == 2 * [(project_folder() / "runs", project_folder() / "data")]
 
 
 @pytest.mark.slow

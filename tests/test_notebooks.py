@@ -221,6 +221,16 @@ def test_a_failing_notebook_is_kept_and_an_error_and_the_other_one_is_done(proje
     assert "after" not in kept
 
 
+def test_a_kernel_finds_modules_of_the_folder_where_the_command_runs(project, tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "nets_of_mine.py").write_text("name = 'mine'")
+    monkeypatch.chdir(tmp_path / "own")
+    own = write(project / "notebooks" / "03-own.ipynb", "import nets_of_mine; print(nets_of_mine.name)")
+    executed = project / "executed" / own.name
+    notebooks.execute(notebooks.Execution(own, executed, {}, timeout=60))
+    assert "mine" in printed(executed)
+
+
 def test_a_cell_that_never_ends_is_stopped(project):
     slow = write(project / "notebooks" / "03-slow.ipynb", "import time; time.sleep(600)")
     with pytest.raises(notebooks.NotebookError, match="03-slow"):

@@ -14,6 +14,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import ROOT
+from docutils.core import publish_doctree
 
 from convopt import cli
 from convopt.lab import (
@@ -308,6 +309,20 @@ def test_the_book_links_the_repository_that_it_is_told_of(address, monkeypatch):
     assert config.html_theme_options.get("repository_url", "") == address.rstrip("/")
     assert config.html_theme_options["navbar_end"] == []
     assert "{{ repository }}" in (ROOT / "book" / "index.md").read_text()
+
+
+def test_make_watches_whatever_the_tests_and_the_book_read():
+    asked = subprocess.run(["make", "-pn", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    watched = next(line for line in asked.splitlines() if line.startswith("SOURCES := ")).split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert set(tracked) - set(watched) <= {".gitignore", "LICENSE", "convopt/py.typed"}
+
+
+def test_a_title_with_signs_is_shown_as_it_is():
+    head = runpy.run_path(str(ROOT / "book" / "extensions" / "head.py"))
+    context = {"script_files": [], "title": "Signal <em>&amp;</em> noise"}
+    head["complete"](None, "a-page", "", context, publish_doctree("A sentence."))
+    assert 'property="og:title" content="Signal &amp; noise"' in context["metatags"]
 
 
 def test_links_to_the_published_book_are_shown_with_its_finding():

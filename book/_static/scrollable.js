@@ -1,5 +1,5 @@
 // What is wider than the page scrolls by itself, says so, and can be reached, and so scrolled, by the keyboard.
-// Figures stay legible for that, and are enlarged by a click.
+// Figures stay legible for that, and are enlarged by a click, or a key.
 window.addEventListener("load", () => {
   const observer = new ResizeObserver((entries) => {
     for (const { target } of entries) {
@@ -13,7 +13,16 @@ window.addEventListener("load", () => {
     const frame = document.createElement("div");
     frame.className = "frame";
     image.style.setProperty("--own-width", `${image.naturalWidth}px`);
-    image.addEventListener("click", () => image.classList.toggle("enlarged"));
+    const toggle = () => image.setAttribute("aria-pressed", image.classList.toggle("enlarged"));
+    image.tabIndex = 0;
+    image.setAttribute("role", "button");
+    image.setAttribute("aria-pressed", "false");
+    image.addEventListener("click", toggle);
+    image.addEventListener("keydown", (event) => {
+      if (!["Enter", " "].includes(event.key)) return;
+      event.preventDefault();
+      toggle();
+    });
     image.replaceWith(frame);
     frame.append(image);
   }

@@ -2,7 +2,7 @@
 
 import os
 import re
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 from docutils import nodes
@@ -33,7 +33,7 @@ def complete(app: Sphinx, pagename: str, _: str, context: dict[str, Any], doctre
     if doctree is None or next(doctree.findall(nodes.paragraph), None) is None:
         return
     description, title = summary(doctree), context["title"]
-    tags = {"og:type": "article", "og:title": re.sub("<.*?>", "", title), "og:description": description}
+    tags = {"og:type": "article", "og:title": unescape(re.sub("<.*?>", "", title)), "og:description": description}
     if address := site(os.environ.get("REPOSITORY", "")):
         tags |= {"og:url": f"{address}{pagename}.html", "og:image": address + IMAGE}
     lines = [f'<meta name="description" content="{escape(description)}" />']

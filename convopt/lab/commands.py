@@ -61,16 +61,16 @@ def try_on_data(options: argparse.Namespace) -> int:
 
     if options.report is not None:
         _require_new_file("report", Path(options.report))
-    store = options.store or str(workspace.RUNS)
+    store = options.store or str(workspace.runs_folder())
     question = Question(
         options.data, options.target or "", options.model or "", options.budget_minutes, store, options.jobs or 0
     )
     print("\n".join(question.seen), flush=True)
     print(f"{question.plan}\n", flush=True)
     answer = question.answer()
-    print(f"{answer.paragraph}\n\n{answer.table}\n\n{answer.snippet}")
-    if options.report is not None:
+    if options.report is not None:  # before anything is printed: whoever reads it may have gone
         records.write_atomically(Path(options.report), answer.page().encode())
+    print(f"{answer.paragraph}\n\n{answer.table}\n\n{answer.snippet}")
     return 130 if answer.outcome.interrupted else 0
 
 
@@ -156,7 +156,7 @@ def check_records(options: argparse.Namespace) -> int:
     from convopt.lab import check
 
     _require_store(options.store)
-    store = Path(options.store or workspace.RUNS)
+    store = Path(options.store) if options.store else workspace.runs_folder()
     checked, findings = check.check(store, None if options.store else workspace.published_table())
     for fault, said in findings:
         print(f"{fault}: {said}")

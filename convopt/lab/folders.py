@@ -7,6 +7,23 @@ from pathlib import Path
 
 from convopt.lab.names import quoted
 
+RECORDS = Path("book/records")
+"""The published records inside the project folder."""
+
+
+def is_project(folder: Path) -> bool:
+    """Whether it holds the notebooks and the published records. Others, too, have folders of notebooks and a book."""
+    return (folder / "notebooks").is_dir() and (folder / RECORDS).exists()
+
+
+def working_folder() -> Path:
+    """Where one's own runs and data are: the current folder.
+
+    JupyterLab runs a notebook in the notebook's folder; of the project's own, it is the project folder.
+    """
+    here = Path.cwd()
+    return here.parent if here.name == "notebooks" and is_project(here.parent) else here
+
 
 def require_folder(what: str, folder: Path) -> None:
     """ValueError where something that is no folder is in the way. A folder that does not exist yet is fine."""

@@ -197,8 +197,10 @@ def execute(execution: Execution) -> None:
     running, failed = (output.with_name(f"{output.stem}.{state}.ipynb") for state in ("running", "failed"))
     # A kernel that trains in its own process has to compute as worker processes do.
     environment = PORTABLE if execution.parameters.get("jobs") == 1 else {}
+    # The kernel works in the project folder. Modules of one's own are in this one.
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), os.getcwd())))
     try:
-        with cluster.environment_with(environment):
+        with cluster.environment_with({**environment, "PYTHONPATH": path}):
             _papermill_with_one_retry(execution.notebook, running, execution.parameters, execution.timeout)
     except Exception as error:
         kept = ""

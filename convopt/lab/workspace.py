@@ -1,30 +1,34 @@
 """Where things are: the project's notebooks, its published records, and the store of one's own runs."""
 
+import os
 from pathlib import Path
 
 import convopt
+from convopt.lab.folders import RECORDS, is_project, working_folder
 from convopt.lab.records import Record, Store, Table
 
-PUBLISHED = Path("book/records/published.parquet")
+PUBLISHED = RECORDS / "published.parquet"
 """The table of published runs inside the project folder."""
 
-LABELS = Path("book/records/labels.json")
+LABELS = RECORDS / "labels.json"
 """The classes of the inputs that published predictions are about, inside the project folder."""
 
-COSTS = {"cpu": Path("book/records/costs.json"), "cuda": Path("book/records/costs-cuda.json")}
+COSTS = {"cpu": RECORDS / "costs.json", "cuda": RECORDS / "costs-cuda.json"}
 """The published measurements of what steps cost, by device, inside the project folder."""
 
-FIELDS = Path("book/records/fields.json")
+FIELDS = RECORDS / "fields.json"
 """The published reconstructions of fields that are seen through weighted sums, inside the project folder."""
 
-WAVEFORM = Path("book/records/fields-waveform.json")
+WAVEFORM = RECORDS / "fields-waveform.json"
 """Those of velocities, inside the project folder."""
 
-TRANSFER = Path("book/records/fields-transfer.json")
+TRANSFER = RECORDS / "fields-transfer.json"
 """The published changes of images that mislead networks, inside the project folder."""
 
-RUNS = Path("runs")
-"""The store of one's own runs, in the current folder."""
+
+def runs_folder() -> Path:
+    """The store of one's own runs, in the working folder; relative to the current one."""
+    return Path(os.path.relpath(working_folder() / "runs"))
 
 
 def project_folder() -> Path:
@@ -35,18 +39,16 @@ def project_folder() -> Path:
     """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(convopt.__file__).parent.parent):
-        # Others, too, have folders of notebooks and a book; none has published records in it.
-        if (folder / "notebooks").is_dir() and (folder / PUBLISHED.parent).exists():
+        if is_project(folder):
             return folder
     raise FileNotFoundError(
-        f"no folder with notebooks/ and {PUBLISHED.parent}/ at or above {here}: run this inside a checkout of the "
-        "project"
+        f"no folder with notebooks/ and {RECORDS}/ at or above {here}: run this inside a checkout of the project"
     )
 
 
 def open_store(folder: str | Path | None = None) -> Store:
     """The store in ``folder``; without one, ``./runs`` for new runs on top of the published records."""
-    return Store(folder) if folder else Store(RUNS, published=published_table())
+    return Store(folder) if folder else Store(runs_folder(), published=published_table())
 
 
 def published_table() -> Path | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from convopt.lab.data import bundled, files, images, prepared
 from convopt.lab.data.dataset import Dataset, Kind
+from convopt.lab.folders import working_folder
 from convopt.lab.names import did_you_mean, quoted
 
 
@@ -165,8 +166,8 @@ def full_name(name: str, column: str | None = None, called: str = "dataset") -> 
 
 
 def data_folder() -> Path:
-    """Where downloaded data are looked for and put: $CONVOPT_DATA, or else ./data."""
-    return Path(os.environ.get("CONVOPT_DATA") or "data").resolve()
+    """Where downloaded data are looked for and put: $CONVOPT_DATA, or else data/ in the working folder."""
+    return Path(os.environ.get("CONVOPT_DATA") or working_folder() / "data").resolve()
 
 
 def is_at_hand(name: str) -> bool:
