@@ -27,7 +27,7 @@ from convopt.theory.spectrum import (
 
 CHOICES = {"gain": ("radial", "separable"), "scale": ("energy", "unit dc"), "signal": ("magnitude", "positive part")}
 
-NOISE_WEIGHT = 0.01
+NOISE_WEIGHT = 0.003
 """Of the noise, unless told otherwise. With 1 the filter is Wiener's, which loses accuracy on some tasks."""
 
 NEGLECTED = 1e-3
