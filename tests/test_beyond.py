@@ -10,6 +10,7 @@ from convopt.lab.beyond import Cell
 from convopt.lab.experiments import beyond_mnist, find, tuned_filters
 from convopt.lab.predictions import pack
 from convopt.lab.records import Record
+from convopt.lab.stats import CrossedComparison, Interval
 from convopt.lab.study import Results
 from convopt.lab.tasks import TASKS
 
@@ -66,6 +67,16 @@ def test_the_summary_counts_what_harms_and_names_the_worst():
     assert row["below -0.5 points"] == "1"
     assert row["worst (points)"].mean == pytest.approx(-20, abs=1)
     assert row["where"] == ", ".join(worst)
+    assert (beyond.harmed(added), beyond.certainly_harmed(added)) == (1, 1)
+
+
+def test_a_loss_is_certain_where_its_interval_lies_below_zero():
+    ends = {"AdamW": (-2.0, -0.1), "SGD": (-2.0, 0.1), "Muon": (0.1, 2.0)}
+    cells = {
+        Cell(DIGITS, base, TUNED): CrossedComparison(Interval((low + high) / 2, low, high), 1.0, 1.0)
+        for base, (low, high) in ends.items()
+    }
+    assert (beyond.harmed(cells), beyond.certainly_harmed(cells)) == (2, 1)
 
 
 def test_the_best_rate_is_that_of_the_validation_data():

@@ -175,8 +175,9 @@ def test_the_readme_quotes_differences_between_arms_that_were_tuned_alike_as_the
     assert f"WeightAveraging adds {beyond.median_of(averaging):+.1f} points in the median" in told
     assert f"Against a tuned cosine it is at {beyond.median_of(over_cosine):+.1f} in the median" in told
     assert f"on {behind.task}, with {behind.base}." in told
-    (worst,) = {(cell.task, cell.base) for cell in map(beyond.worst_of, (wieners, default))}
-    assert "both on {}, with {}.".format(*worst) in told
+    (lost_most,) = {(cell.task, cell.base) for cell in map(beyond.worst_of, (wieners, default))}
+    assert "both on {}, with {}.".format(*lost_most) in told
+    assert ("No loss of the default is certain." in told) == (beyond.certainly_harmed(default) == 0)
     in_the_median, at_worst = beyond.median_of(default), default[beyond.worst_of(default)].interval.mean
     assert f"The default adds {in_the_median:+.1f} in the median." in told
     short = f"adds {in_the_median:+.1f} points to a tuned cosine in the median of sixteen tasks, "

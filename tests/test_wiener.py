@@ -66,7 +66,7 @@ def train(optimizer, params, grads) -> None:
 
 
 def reference_directions(
-    grads: list[torch.Tensor], signal_of: Callable = torch.abs, noise_weight: float = 0.01, ema: float = 0.99
+    grads: list[torch.Tensor], signal_of: Callable = torch.abs, noise_weight: float = 0.003, ema: float = 0.99
 ) -> list[torch.Tensor]:
     """What becomes of the gradients of a weight over 6 x 5 pixels, step by step: by the formulas, in float64."""
     rings = spectrum.radial_bins((6, 5), 6)
@@ -161,7 +161,7 @@ class TestTheFilter:
     @pytest.mark.parametrize("gain", ["radial", "separable"])
     def test_it_learns_which_frequencies_are_signal(self, name, gain):
         params = new_params()
-        optimizer = make(name, groups(params), gain=gain)
+        optimizer = make(name, groups(params), gain=gain, noise_weight=0.01)
         train(optimizer, params, gradients(400)[:200])
         learnt = optimizer.snr().parameters["0"]
         low = (learnt.frequency > 0) & (learnt.frequency < 0.3)
@@ -581,7 +581,8 @@ def test_what_overshoots_passes_where_the_signals_magnitude_counts():
     for signal in ("magnitude", "positive part"):
         torch.manual_seed(0)
         weight = nn.Parameter(torch.zeros(400, 16))
-        wiener = WienerFilter(torch.optim.SGD([{"params": [weight], "grid": (16,)}], lr=0.1), every=1, signal=signal)
+        sgd = torch.optim.SGD([{"params": [weight], "grid": (16,)}], lr=0.1)
+        wiener = WienerFilter(sgd, every=1, signal=signal, noise_weight=0.01)
         steady, turning = (spectrum.dct_matrix(16)[k].float() for k in (1, 9))
         for step in range(60):
             weight.grad = steady + (-1) ** step * turning + 0.1 * torch.randn(400, 16)

@@ -174,6 +174,11 @@ def harmed(cells: dict[Cell, CrossedComparison]) -> int:
     return sum(each.interval.mean < HARM for each in cells.values())
 
 
+def certainly_harmed(cells: dict[Cell, CrossedComparison]) -> int:
+    """How many lose: their interval lies below zero."""
+    return sum(each.interval.excludes_zero and each.interval.mean < 0 for each in cells.values())
+
+
 def median_of(cells: dict[Cell, CrossedComparison]) -> float:
     """The median over all comparisons, in points: a few tasks have by far the largest differences."""
     return median(each.interval.mean for each in cells.values())
