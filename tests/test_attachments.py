@@ -251,7 +251,7 @@ FILTERED = {
 def test_the_filter_works_around_any_optimizer_and_gradients_are_as_they_were(name):
     params, grads = new_params()[:1], [of_step[:1] for of_step in gradients(30)]
     optimizer = FILTERED[name](flat_groups(params))
-    attached = WienerFilter(optimizer)
+    attached = WienerFilter(optimizer, noise_weight=0.01)
     directions = []
     optimizer.register_step_post_hook(lambda *_: directions.append(params[0].grad))
     for (grad,) in grads:

@@ -180,7 +180,7 @@ class WienerSGDTwin(SGDTwin):
         if p not in self.grids or not self.learnt[p].any():
             return p.grad
         signal, power = self.learnt[p][:, radial_bins(self.grids[p], max(self.grids[p])).numpy()]
-        gain = abs(signal) / (abs(signal) + 0.01 * (power - abs(signal)))
+        gain = abs(signal) / (abs(signal) + 0.003 * (power - abs(signal)))
         gain = gain * np.sqrt(power.sum() / (gain**2 * power).sum())
         for axis in (0, 1):  # what is next to nothing is left out
             along = (gain**2 * power).sum(1 - axis)
