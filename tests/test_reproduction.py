@@ -95,6 +95,10 @@ class TestCompare:
         assert self.verdict(old, new, [old, replace(old, run=replace(run, seed=1))]) == "outside"
         assert reproduction.is_identical(new, replace(new))
 
+    def test_a_difference_of_the_tolerance_in_single_precision_is_within(self):
+        assert reproduction._is_within(*(100 * float(np.float32(value)) for value in (0.836, 0.806)), 3.0)
+        assert not reproduction._is_within(83.6, 80.5, 3.0)
+
     def test_other_predictions_or_kernels_are_not_identical(self, published):
         old = published[0]
         others = replace(published[1], run=old.run).predictions
@@ -218,10 +222,14 @@ def test_reproduce_trains_all_anew_keeps_the_published_and_goes_on(project, publ
 
 
 @pytest.mark.slow
-def test_three_published_runs_of_mnist_come_out_again(mnist_folder, monkeypatch, capsys):
+def test_three_published_runs_come_out_again_to_the_last_bit(mnist_folder, monkeypatch, capsys):
+    """In portable arithmetic. Older runs end elsewhere on another processor, where one in a hundred may be outside."""
     monkeypatch.chdir(ROOT)
-    status = main(["verify", "--sample", "3", "--seed", "0", "--max-seconds", "3", "--jobs", "1"])
-    assert status == 0, capsys.readouterr()
+    limits = ["--experiment", "16-beyond-mnist", "--max-seconds", "3"]
+    status = main(["verify", "--sample", "3", "--seed", "0", *limits, "--jobs", "1"])
+    said = capsys.readouterr()
+    assert status == 0, said
+    assert said.out.count(" identical") == 3
 
 
 def test_runs_whose_data_cannot_be_had_are_left_out_and_named(project, published, capsys, monkeypatch):

@@ -139,7 +139,8 @@ def compare_arms(fresh: Iterable[Record], published: Iterable[Record]) -> pd.Dat
 def _is_within(before: float, after: float, allowed: float) -> bool:
     """Whether two values differ by no more than is allowed; those that are no numbers, or infinite, not at all."""
     if math.isfinite(before) and math.isfinite(after):
-        return abs(after - before) <= allowed
+        rounding = 1e-6 * max(abs(before), abs(after))  # of single precision
+        return abs(after - before) <= allowed + rounding
     return before == after or (math.isnan(before) and math.isnan(after))
 
 
