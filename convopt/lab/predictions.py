@@ -3,6 +3,9 @@
 import base64
 import zlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +30,60 @@ def unpack(text: str) -> np.ndarray:
 Key = tuple[str, str, str, int]
 """What predictions are about: data set, split, dtype and number."""
 
-References = dict[Key, np.ndarray]
-"""What runs' predictions are told by: of each input its classes, the commonest first; or a first run's numbers."""
+
+@dataclass(frozen=True)
+class Ranking:
+    """How many runs predict which class for each input.
+
+    Attributes:
+        classes: ``(classes, inputs)``, of each input all classes from the commonest on.
+        doubt: ``(inputs,)``, how often runs predict another than the commonest, from 0 to ``_MOST_DOUBT``.
+    """
+
+    classes: np.ndarray
+    doubt: np.ndarray
+
+    @classmethod
+    def of(cls, predicted: np.ndarray) -> "Ranking":
+        """Of ``(runs, inputs)``."""
+        counts = np.stack([(predicted == each).sum(axis=0) for each in range(int(predicted.max()) + 1)])
+        doubt = _MOST_DOUBT * (1 - counts.max(axis=0) / len(predicted))
+        return cls(np.argsort(-counts, axis=0, kind="stable").astype(np.uint8), np.rint(doubt).astype(np.uint8))
+
+    @classmethod
+    def parsed(cls, content: bytes) -> tuple["Ranking", bytes]:
+        """The inverse of ``to_bytes``, and what comes after it."""
+        rows = np.frombuffer(content, np.uint8, offset=2).reshape(content[1] + 3, -1)
+        return cls(rows[:-2], rows[-2]), rows[-1].tobytes()
+
+    def to_bytes(self) -> bytes:
+        """What a table keeps of it."""
+        return _RANKING + np.uint8(len(self.classes) - 1).tobytes() + self.classes.tobytes() + self.doubt.tobytes()
+
+    def ranks(self, values: np.ndarray) -> bytes:
+        """Of each input the rank of its class, those first of which there is the least doubt."""
+        return (self.classes == values).argmax(axis=0).astype(np.uint8)[self._order].tobytes()
+
+    def values(self, content: bytes) -> np.ndarray:
+        """The inverse of ``ranks``."""
+        ranks = np.empty(len(self.doubt), np.uint8)
+        ranks[self._order] = np.frombuffer(content, np.uint8)
+        if ranks.max() >= len(self.classes):
+            raise ValueError(f"predictions' ranks must be below {len(self.classes)}, got {ranks.max()}")
+        return np.take_along_axis(self.classes, ranks[None], axis=0)[0]
+
+    @cached_property
+    def _order(self) -> np.ndarray:
+        return np.argsort(self.doubt, kind="stable")
+
+
+References = dict[Key, Any]
+"""What runs' predictions are told by: a ranking of classes, or a first run's numbers."""
 
 _RANKING, _RANKS, _STEPS = b"#", b"^", b"~"
+
+_MOST_DOUBT = 31
+"""Steps in which doubt is kept: finer ones take more place than they save."""
 
 _MANTISSA = 8
 """Bits of a number's mantissa that are kept: two thousandths of it, where seeds differ by far more."""
@@ -52,7 +105,7 @@ def to_bytes(runs: Sequence[tuple[str, Packed]]) -> list[dict[str, bytes]]:
     """Runs' predictions for a table that compresses columns: networks agree on most inputs.
 
     A class is told by its rank among those that runs predict for its input, the commonest being 0, which compresses to
-    half of what differences from one run do.
+    half of what differences from one run do. Inputs on which runs agree come first: long rows of zeros save a sixth.
 
     Args:
         runs: of each the name of its data set, and its packed predictions.
@@ -69,31 +122,22 @@ def _key(dataset: str, split: str, values: np.ndarray) -> Key:
     return dataset, split, values.dtype.name, len(values)
 
 
-def _rankings(runs: Iterable[tuple[str, dict[str, np.ndarray]]]) -> References:
-    """Of each input all classes, ``(classes, inputs)``, from the commonest among the runs' predictions on."""
+def _rankings(runs: Iterable[tuple[str, dict[str, np.ndarray]]]) -> dict[Key, Ranking]:
     found: dict[Key, list[np.ndarray]] = {}
     for dataset, run in runs:
         for split, values in run.items():
             if values.dtype == np.uint8 and len(values):
                 found.setdefault(_key(dataset, split, values), []).append(values)
-    return {key: _ranking(np.stack(predicted)) for key, predicted in found.items()}
+    return {key: Ranking.of(np.stack(predicted)) for key, predicted in found.items()}
 
 
-def _ranking(predicted: np.ndarray) -> np.ndarray:
-    """For each column of ``(runs, inputs)`` the classes by how often they are in it."""
-    counts = np.stack([(predicted == each).sum(axis=0) for each in range(int(predicted.max()) + 1)])
-    return np.argsort(-counts, axis=0, kind="stable").astype(np.uint8)
-
-
-def _content(key: Key, values: np.ndarray, rankings: References, told: References) -> bytes:
+def _content(key: Key, values: np.ndarray, rankings: dict[Key, Ranking], told: References) -> bytes:
     """One run's predictions; where no run of the same ``key`` has come before, with what the next are told by."""
     if key in rankings:
         ranking = rankings[key]
-        ranks = (ranking == values).argmax(axis=0).astype(np.uint8).tobytes()
-        if key in told:
-            return _RANKS + ranks
+        first = key not in told
         told[key] = ranking
-        return _RANKING + np.uint8(len(ranking) - 1).tobytes() + ranking.tobytes() + ranks
+        return (ranking.to_bytes() if first else _RANKS) + ranking.ranks(values)
     steps = _steps(values)
     if steps is not None and key in told:
         return _STEPS + _planes(_folded(steps - told[key]))
@@ -136,8 +180,8 @@ def references(runs: Iterable[tuple[str, dict[str, bytes]]]) -> References:
             if content.startswith((_RANKS, _STEPS)):
                 continue
             if content.startswith(_RANKING):
-                ranking, _ = _ranking_and_ranks(content)
-                found.setdefault((dataset, split, "uint8", ranking.shape[1]), ranking)
+                ranking, _ = Ranking.parsed(content)
+                found.setdefault((dataset, split, "uint8", len(ranking.doubt)), ranking)
             else:
                 values = _numbers(content)
                 key = _key(dataset, split, values)
@@ -153,10 +197,10 @@ def from_bytes(dataset: str, run: dict[str, bytes], known: References) -> Packed
 
 def _values(dataset: str, split: str, content: bytes, known: References) -> np.ndarray:
     if content.startswith(_RANKING):
-        return _of_ranks(*_ranking_and_ranks(content))
+        ranking, ranks = Ranking.parsed(content)
+        return ranking.values(ranks)
     if content.startswith(_RANKS):
-        ranks = np.frombuffer(content, np.uint8, offset=1)
-        return _of_ranks(_reference(known, dataset, split, "uint8", len(ranks)), ranks)
+        return _reference(known, dataset, split, "uint8", len(content) - 1).values(content[1:])
     if content.startswith(_STEPS):
         folded = _from_planes(content[1:], np.dtype(np.uint32))
         steps = _unfolded(folded) + _reference(known, dataset, split, "float32", len(folded))
@@ -164,24 +208,12 @@ def _values(dataset: str, split: str, content: bytes, known: References) -> np.n
     return _numbers(content)
 
 
-def _ranking_and_ranks(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of a first run's content: ``(classes, inputs)`` and ``(inputs,)``."""
-    rows = np.frombuffer(content, np.uint8, offset=2).reshape(content[1] + 2, -1)
-    return rows[:-1], rows[-1]
-
-
-def _of_ranks(ranking: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    if ranks.max() >= len(ranking):
-        raise ValueError(f"predictions' ranks must be below {len(ranking)}, got {ranks.max()}")
-    return np.take_along_axis(ranking, ranks[None], axis=0)[0]
-
-
 def _numbers(content: bytes) -> np.ndarray:
     name, _, numbers = content.partition(b":")
     return _from_planes(numbers, np.dtype(name.decode()))
 
 
-def _reference(known: References, dataset: str, split: str, dtype: str, count: int) -> np.ndarray:
+def _reference(known: References, dataset: str, split: str, dtype: str, count: int) -> Any:
     if (dataset, split, dtype, count) not in known:
         raise ValueError(f"predictions of {count} inputs of {dataset} must have a reference, got none of this number")
     return known[dataset, split, dtype, count]
