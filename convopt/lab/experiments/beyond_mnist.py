@@ -84,7 +84,6 @@ TASKS = {
     "Fashion-MNIST": Task(_setting("fashion-mnist", "SimpleNet", 20), has_grid=True),
     FASHION: Task(_setting("fashion-mnist", "SimpleNet", 20, 0.15), True, has_grid=True),
     "Fashion-MNIST, 40 % noise": Task(_setting("fashion-mnist", "SimpleNet", 20, 0.4), True, has_grid=True),
-    "Fashion-MNIST, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6), has_grid=True),
     "Fashion-MNIST, 15 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.15), True, has_grid=True),
     "Fashion-MNIST, 40 % noise, ConvNet": Task(_setting("fashion-mnist", "ConvNet", 6, 0.4), True, has_grid=True),
     CIFAR_CONVNET: Task(_setting("cifar10n-worst", "ConvNet", 6), True, has_grid=True),
@@ -93,15 +92,6 @@ TASKS = {
     "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, most people's labels": Task(_setting("cifar10n-aggregate", "SimpleNet", 12), has_grid=True),
     "CIFAR-10, clean labels": Task(_setting("cifar10n-clean", "SimpleNet", 12), has_grid=True),
-    "CIFAR-10, one person's labels, ConvNet, augmented": Task(
-        _setting("cifar10n-random", "ConvNet", 6), True, has_grid=True, inputs=AUGMENTED
-    ),
-    "CIFAR-10, most people's labels, ConvNet, augmented": Task(
-        _setting("cifar10n-aggregate", "ConvNet", 6), has_grid=True, inputs=AUGMENTED
-    ),
-    "CIFAR-10, clean labels, ConvNet, augmented": Task(
-        _setting("cifar10n-clean", "ConvNet", 6), has_grid=True, inputs=AUGMENTED
-    ),
     "Crop": Task(_setting("crop", "SimpleNet", 30), has_grid=True),
     "Crop, 15 % noise": Task(_setting("crop", "SimpleNet", 30, 0.15), has_grid=True),
     "Crop, ConvNet1d": Task(_setting("crop", "ConvNet1d", 15), has_grid=True),
