@@ -98,7 +98,14 @@ def _parse_and_run(arguments: list[str] | None) -> int:
     except (RuntimeError, OSError) as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; finished runs are kept, the same command goes on from there", 130)
+        kept = "; finished runs are kept, the same command goes on from there" if _keeps_what_is_done(options) else ""
+        return _complain(f"interrupted{kept}", 130)
+
+
+def _keeps_what_is_done(options: argparse.Namespace) -> bool:
+    if options.command == "measure_costs":
+        return options.store is not None
+    return options.command in ("run_experiments", "try_on_data", "reproduce_records", "execute_notebooks")
 
 
 def _complain(message: str, status: int) -> int:
@@ -134,7 +141,6 @@ def _add_run(commands: _Commands) -> None:
     run = commands.add_parser("run", help="train what an experiment lacks and print its table")
     _add_experiment(run)
     _add_setting(run)
-    run.set_defaults(dataset="mnist")
     _add_store(run)
     _add_workers(run, jobs=None)
     _add_retry(run)
@@ -168,7 +174,6 @@ def _add_try(commands: _Commands) -> None:
 def _add_list(commands: _Commands) -> None:
     listing = commands.add_parser("list", help="list the pages, their experiments and how many runs have records")
     _add_dataset(listing)
-    listing.set_defaults(dataset="mnist")
     listing.add_argument("--json", action="store_true", help="print JSON")
     _add_store(listing)
     listing.set_defaults(command="list_pages")

@@ -61,6 +61,15 @@ def test_a_figure_that_was_not_measured_is_not_a_number(rows):
     assert math.isnan(bench.figure_of(frame, "SGD", "SimpleNet", "over_sgd", what="no step"))
 
 
+@pytest.mark.parametrize("spoilt", [[1], [{}]], ids=["a number", "an empty row"])
+def test_a_store_with_rows_of_another_kind_is_refused(rows, tmp_path, spoilt):
+    store = tmp_path / "costs.json"
+    timings.write(rows, store)
+    store.write_text(json.dumps({**json.loads(store.read_text()), "rows": spoilt}))
+    with pytest.raises(ValueError, match="--store must be a file of measurements"):
+        bench.measure(["SimpleNet"], "cpu", seconds=0.1, store=store)
+
+
 def test_published_measurements_come_back_with_where_they_come_from(rows, tmp_path):
     timings.write(rows, tmp_path / "costs.json")
     made, frame = timings.read(tmp_path / "costs.json")

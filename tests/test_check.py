@@ -1,14 +1,20 @@
 """`convopt records check` names what is wrong with records, changes nothing, and is content with the published ones."""
 
+import hashlib
 import json
+import tempfile
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from convopt.cli import main
 from convopt.lab import check, data, experiments, training
-from convopt.lab.records import Store, read_table, write_table
+from convopt.lab.records import Record, RecordsError, Store, read_table, write_table
 from convopt.lab.runs import Choice
 from convopt.lab.workspace import PUBLISHED
 
@@ -17,7 +23,7 @@ RUN = experiments.STRESS.run(experiments.SGD, "digits", epochs=1, seed=0)
 
 @pytest.fixture(scope="module")
 def record():
-    return training.train(RUN)
+    return _trained()
 
 
 def faults(folder, **options) -> list[str]:
@@ -103,6 +109,69 @@ def test_a_record_without_a_provenance_is_corrupt(tmp_path, record):
     (path,) = tmp_path.glob("*.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": None}))
     assert faults(tmp_path) == ["corrupt"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"curves": {}},
+        {"curves": []},
+        {"curves": {"test_accuracy": 0.5}},
+        {"kernels": None},
+        {"predictions": []},
+        {"status": "stopped"},
+    ],
+    ids=lambda changed: json.dumps(changed),
+)
+def test_a_record_with_a_part_of_the_wrong_kind_is_corrupt(tmp_path, record, changed, capsys):
+    Store(tmp_path).save(record)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changed}))
+    assert faults(tmp_path) == ["corrupt"]
+    with pytest.warns(UserWarning, match="is not a readable record"):
+        assert main(["report", "06-stress-test", "--dataset", "digits", "--store", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [{"name": 3, "options": {}}, {"name": "SGD", "options": {"lr": {"first": 0.1}}}],
+    ids=["a number for a name", "an option that is a dict"],
+)
+def test_a_record_of_a_run_that_cannot_be_is_corrupt(tmp_path, record, optimizer):
+    told = record.to_json()
+    run = {**told["run"], "optimizer": optimizer}
+    canonical = json.dumps(run, sort_keys=True, separators=(",", ":"))
+    name = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    (tmp_path / f"{name}.json").write_text(json.dumps({**told, "run": run, "id": name}))
+    assert faults(tmp_path) == ["corrupt"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_no_damage_of_a_table_passes_for_other_numbers(where, bit):
+    """Any one bit: the table is refused, or has what it had."""
+    content = bytearray(_table_of_one())
+    content[int(where * len(content))] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        path.write_bytes(content)
+        try:
+            (found,) = read_table(path)
+        except (RecordsError, OSError):
+            return
+    assert found.to_json() == _trained().to_json()
+
+
+@cache
+def _trained() -> Record:
+    return training.train(RUN)
+
+
+@cache
+def _table_of_one() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_table([_trained()], Path(folder) / "table.parquet")
+        return (Path(folder) / "table.parquet").read_bytes()
 
 
 def test_a_damaged_table_is_one_finding(tmp_path, record):

@@ -226,9 +226,10 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "absent"])
-def test_publish_refuses_a_store_that_is_no_folder_and_writes_nothing(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("place", ["file", "file/below", "absent", "empty"])
+def test_publish_refuses_a_store_that_is_no_folder_of_records_and_writes_nothing(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("kept")
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(project_folder())
     table = project_folder() / PUBLISHED
     before = table.stat().st_mtime_ns
@@ -236,6 +237,17 @@ def test_publish_refuses_a_store_that_is_no_folder_and_writes_nothing(place, tmp
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("convopt: error: store must be a folder")
     assert table.stat().st_mtime_ns == before
+
+
+def test_only_a_command_that_keeps_runs_says_so_when_interrupted(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "measure", interrupted)
+    assert main(["bench", "--quick"]) == 130
+    assert capsys.readouterr().err == "convopt: error: interrupted\n"
+    assert main(["bench", "--store", str(tmp_path / "costs.json")]) == 130
+    assert "finished runs are kept" in capsys.readouterr().err
 
 
 def test_a_measurement_that_could_not_be_kept_is_not_begun(tmp_path, monkeypatch, capsys):

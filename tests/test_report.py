@@ -391,3 +391,18 @@ def test_the_ledger_counts_each_run_of_an_experiment_once_and_no_others():
     assert table.to_dict("records") == [
         {"experiment": "06-stress-test", "runs": "2", "seconds per run (median)": 1800.0, "hours of one core": 1.0}
     ]
+
+
+def test_a_run_that_ends_in_no_number_has_diverged():
+    records = [record(experiments.SGD, seed, (0.8, 0.9)) for seed in range(3)]
+    lost = dataclasses.replace(records[0], curves={**records[0].curves, "test_accuracy": [0.8, float("nan")]})
+    (row,) = report.rows(STRESS, [lost, *records[1:]])
+    assert (row["n"], row["diverged"]) == (2, 1)
+    assert row["final"]["mean"] == pytest.approx(90)
+
+
+def test_runs_that_all_diverged_are_told_by_the_measure_of_their_task():
+    run = experiments.STRESS.run(experiments.SGD, "diabetes", 1, 0)
+    (row,) = rows = report.rows(STRESS, [Record(run, "diverged", {}, [], None, {})])
+    assert row["n"] == 0
+    assert "final RMSE" in report.table(STRESS, rows).frame

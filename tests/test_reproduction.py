@@ -221,6 +221,58 @@ def test_reproduce_trains_all_anew_keeps_the_published_and_goes_on(project, publ
     assert len(trained) == 5
 
 
+def test_an_experiments_records_are_of_its_own_seeds(published):
+    """A search trains arms, too, with another seed; it is no part of the experiment that it chooses for."""
+    of_search = replace(published[0], run=replace(RUNS[0], seed=EXPERIMENT.first_seeds(10)[-1] + 1))
+    assert EXPERIMENT.label(of_search.run)
+    assert reproduction.of_experiments([EXPERIMENT], [*published, of_search]) == published
+
+
+def test_an_arm_differs_where_fresh_seeds_diverge_and_published_ones_did_not(published):
+    old = [native(record) for record in published if record.run.optimizer.name == "SGD"]
+    new = [replace(record, run=replace(record.run, seed=record.run.seed + 1000)) for record in old]
+    diverged = replace(new[0], status="diverged", curves={})
+    assert list(reproduction.compare_arms(new, old).verdict) == ["agrees"]
+    assert list(reproduction.compare_arms([diverged, *new[1:]], old).verdict) == ["differs"]
+
+
+def test_kernels_that_are_no_numbers_are_identical_to_themselves(published):
+    one, other = (replace(published[0], kernels=[{"kernel": [float("nan")]}]) for _ in range(2))
+    assert reproduction.is_identical(one, other)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (lambda record: replace(record, status="training"), "must have ended, got 1 that have not"),
+        (
+            lambda record: replace(record, provenance={**record.provenance, "data": "0" * 64}),
+            "must be of the same data",
+        ),
+    ],
+    ids=["not ended", "other data"],
+)
+def test_publish_takes_ended_runs_on_the_same_data(project, published, capsys, monkeypatch, spoilt, said):
+    monkeypatch.setattr(experiments, "published_runs", lambda: RUNS)
+    monkeypatch.setattr(experiments, "tuning_runs", lambda: set())
+    table, store = project / PUBLISHED, Store(project / "runs")
+    before = table.read_bytes()
+    store.save(spoilt(published[0]))
+    assert main(["publish"]) == 1
+    assert said in capsys.readouterr().err
+    assert table.read_bytes() == before
+    store.save(published[0])
+    assert main(["publish"]) == 0
+    assert "6 records, 1 of them from runs -> " in capsys.readouterr().out
+
+
+def test_a_report_notes_that_records_are_of_different_data(project, published, capsys):
+    other = replace(published[0], provenance={**published[0].provenance, "data": "0" * 64})
+    Store(project / "runs").save(other)
+    assert main(["report", "06-stress-test", "--dataset", "digits", "--epochs", "1"]) == 0
+    assert "records of digits are of different data" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_three_published_runs_come_out_again_to_the_last_bit(mnist_folder, monkeypatch, capsys):
     """In portable arithmetic. Older runs end elsewhere on another processor, where one in a hundred may be outside."""

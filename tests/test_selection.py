@@ -2,7 +2,8 @@
 
 import pytest
 
-from convopt.lab import experiments, workspace
+from convopt.cli import main
+from convopt.lab import experiments, report, workspace
 from convopt.lab.records import Record
 from convopt.lab.selection import select
 from convopt.lab.study import Study
@@ -13,6 +14,28 @@ STRESS = experiments.find("06-stress-test")
 
 def record(dataset="mnist", epochs=30, seed=0) -> Record:
     return Record(experiments.STRESS.run(experiments.SGD, dataset, epochs, seed), "finished", {}, [], None, {})
+
+
+def test_a_data_set_that_is_asked_for_leaves_out_the_arms_that_keep_to_others(capsys):
+    assert main(["report", "16-beyond-mnist-every", "--only", "--dataset", "digits"]) == 0
+    said = capsys.readouterr().out
+    assert "digits" in said
+    assert "Crop" not in said
+    assert main(["report", "16-beyond-mnist-every", "--only", "--dataset", "breast-cancer"]) == 2
+    assert 'keeps to, california-housing, crop, digits, mnist, got "breast-cancer"' in capsys.readouterr().err
+    many = experiments.find("16-beyond-mnist")
+    assert {run.dataset for run in many.taking("crop").runs("crop")} == {"crop"}
+    assert STRESS.taking("digits") == STRESS
+
+
+def test_a_search_is_told_trial_by_trial():
+    """Seeds are what is averaged; trials are what is chosen from."""
+    search = experiments.find("16-beyond-mnist-search").taking("digits")
+    runs = search.runs("digits")
+    rows = report.rows(search, [record for record in workspace.published_records() if record.run in runs])
+    assert len(rows) == len(runs)
+    assert {row["n"] + row["diverged"] for row in rows} == {1}
+    assert "digits, 15 % noise | SGD, constant, lr 0.001" in {row["optimizer"] for row in rows}
 
 
 @pytest.mark.parametrize("name", ["06-stress-test", "08-kernel-evolution", "11-baselines-tuning", "09-controls-digits"])

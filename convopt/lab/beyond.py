@@ -147,9 +147,11 @@ def table(of_piece: dict[Cell, CrossedComparison], name: str) -> Table:
 
 
 def summary(several: dict[str, dict[Cell, CrossedComparison]], name: str) -> Table:
-    """A row for each of several comparisons: how bad it can get, how often it harms, what it usually adds."""
+    """A row for each of several comparisons that were made: the worst, how often it harms, what it usually adds."""
     rows = []
     for what, cells in several.items():
+        if not cells:
+            continue
         worst = worst_of(cells)
         rows.append(
             {

@@ -9,11 +9,12 @@ from convopt.lab import experiments, workspace
 from convopt.lab.runs import Run
 
 
-def catalogue(recorded: Collection[Run], dataset: str = "mnist") -> list[dict[str, Any]]:
+def catalogue(recorded: Collection[Run], dataset: str | None = None) -> list[dict[str, Any]]:
     """The pages in order, each with ``page``, ``title`` and ``experiments``.
 
-    An experiment has ``name``, ``title``, ``runs`` and ``records``: how many runs the study has on ``dataset``, and how
-    many of them are among ``recorded``. The title of a page is None where its notebook is not at hand.
+    An experiment has ``name``, ``title``, ``runs`` and ``records``: how many runs the study has, on
+    ``dataset`` where one is given, and how many of them are among ``recorded``. The title of a page is None where its
+    notebook is not at hand.
     """
     titles = _titles()
     told = {experiments.page_of(name) for name in experiments.EXPERIMENTS}
@@ -31,8 +32,8 @@ def catalogue(recorded: Collection[Run], dataset: str = "mnist") -> list[dict[st
     ]
 
 
-def _entry(experiment: experiments.Experiment, recorded: Collection[Run], dataset: str) -> dict[str, Any]:
-    runs = set(experiment.runs(dataset))
+def _entry(experiment: experiments.Experiment, recorded: Collection[Run], dataset: str | None) -> dict[str, Any]:
+    runs = set(experiment.taking(dataset).runs(dataset) if dataset else experiment.runs())
     return {
         "name": experiment.name,
         "title": experiment.title,

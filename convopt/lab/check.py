@@ -76,6 +76,7 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
         yield "unknown configuration", reason
 
 
+@cache
 def _checksum(dataset: str) -> str | None:
     return data.load(dataset).checksum if data.is_at_hand(dataset) else None
 

@@ -17,19 +17,22 @@ from convopt.lab.names import quoted, require_known
 from convopt.lab.parameters import check_parameters
 from convopt.lab.records import Record
 from convopt.lab.runs import Run
+from convopt.lab.selection import DEFAULT_DATASET, select
 
 
 def run_experiments(options: argparse.Namespace) -> int:
     """Train what experiments lack and print their tables."""
     from convopt.lab import sweep
 
-    chosen = _chosen([options.experiment], options.only)
     _complete_dataset(options)
+    chosen = _taking(_chosen([options.experiment], options.only), options.dataset)
     store = workspace.open_store(options.store)
-    runs = [experiment.runs(options.dataset, _seeds(experiment, options), options.epochs) for experiment in chosen]
+    dataset = options.dataset or DEFAULT_DATASET
+    runs = [experiment.runs(dataset, _seeds(experiment, options), options.epochs) for experiment in chosen]
     distinct = list(dict.fromkeys(run for of_one in runs for run in of_one))
     found = sweep.sweep(distinct, store, options.jobs, options.scheduler, options.retry_failed)
     by_run = dict(zip(distinct, found, strict=True))
+    _warn_of_mixed_data(found)
     tables = [
         (experiment, [by_run[run] for run in of_one], None) for experiment, of_one in zip(chosen, runs, strict=True)
     ]
@@ -39,10 +42,8 @@ def run_experiments(options: argparse.Namespace) -> int:
 
 def report_experiments(options: argparse.Namespace) -> int:
     """Print experiments' tables from the records that there are."""
-    from convopt.lab.selection import select
-
-    chosen = _chosen([options.experiment], options.only)
     _complete_dataset(options)
+    chosen = _taking(_chosen([options.experiment], options.only), options.dataset)
     _require_store(options.store)
     found = workspace.open_store(options.store).records()
     tables: list[tuple[Experiment, list[Record], str | None]] = []
@@ -51,6 +52,7 @@ def report_experiments(options: argparse.Namespace) -> int:
         if (note := selected.note()) is not None:
             print(f"convopt: note: {experiment.name}: {note}", file=sys.stderr)
         tables.append((experiment, selected.shown, selected.told_of_others()))
+    _warn_of_mixed_data(record for _, shown, _ in tables for record in shown)
     _print_tables(tables, options)
     return 0
 
@@ -108,6 +110,18 @@ def _chosen(names: Iterable[str], only: bool) -> list[Experiment]:
     return list({experiment.name: experiment for of_one in found for experiment in of_one}.values())
 
 
+def _taking(chosen: list[Experiment], dataset: str | None) -> list[Experiment]:
+    """The experiments, with those arms alone that can train on ``dataset``, if it is given. ValueError for none."""
+    if dataset is None:
+        return chosen
+    found = [experiment for each in chosen if (experiment := each.taking(dataset)).arms]
+    own = {arm.setting.dataset for experiment in chosen for arm in experiment.arms}
+    if not found and own:
+        kept_to = ", ".join(sorted(filter(None, own)))
+        raise ValueError(f"dataset must be one that {chosen[0].name} keeps to, {kept_to}, got {quoted(dataset)}")
+    return found
+
+
 def _seeds(experiment: Experiment, options: argparse.Namespace) -> range | None:
     """The seeds that are asked for; None for the experiment's own.
 
@@ -122,6 +136,14 @@ def _seeds(experiment: Experiment, options: argparse.Namespace) -> range | None:
 def _require_store(folder: str | None) -> None:
     if folder and not Path(folder).is_dir():
         raise ValueError(f"store must be a folder of records, got {quoted(folder)}")
+
+
+def _warn_of_mixed_data(shown: Iterable[Record]) -> None:
+    """A line on data sets that were not the same in all records: their means are of different things."""
+    for dataset, checksums in sorted(records.checksums(shown).items()):
+        if len(checksums) > 1:
+            told = f"records of {dataset} are of different data, with the checksums {', '.join(sorted(checksums))}"
+            print(f"convopt: note: {told}; `convopt records check` names those of other data", file=sys.stderr)
 
 
 def _print_tables(tables: Iterable[tuple[Experiment, list[Record], str | None]], options: argparse.Namespace) -> None:
@@ -174,20 +196,37 @@ def publish_records(options: argparse.Namespace) -> int:
     published = workspace.project_folder() / workspace.PUBLISHED
     store = records.Store(options.store, published=published)
     runs = experiments.published_runs()
+    own = {path.stem for path in store.paths() if records.read_record(path)}  # RecordsError: it would be left out
     found = [record for run in runs if (record := store.load(run)) is not None]
     if len(found) < len(runs):
         raise RuntimeError(
             f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
             "`convopt run EXPERIMENT` makes them"
         )
-    _require_store(options.store)  # what was published before would be written again, and called new
+    new = sum(record.run.id in own for record in found)
+    if not new:  # what was published before would be written again, and called new
+        raise ValueError(f"store must be a folder with records of published runs, got {quoted(options.store)}")
+    _require_publishable(found)
     trials = experiments.tuning_runs()  # of which nobody asks for predictions
     found = [replace(record, predictions={}) if record.run in trials else record for record in found]
     labels = correctness.packed_labels(found)
     records.write_table(found, published)
     records.write_atomically(published.parent / workspace.LABELS.name, json.dumps(labels, indent=1).encode())
-    print(f"{len(found)} records -> {published}")
+    print(f"{len(found)} records, {new} of them from {options.store} -> {published}")
     return 0
+
+
+def _require_publishable(found: list[Record]) -> None:
+    """RuntimeError where a run did not come to an end, or a data set was not the same in all runs."""
+    unended = [record.run.id for record in found if record.status == "training"]
+    if unended:
+        raise RuntimeError(f"published runs must have ended, got {len(unended)} that have not, {unended[0]} the first")
+    for dataset, checksums in records.checksums(found).items():
+        if len(checksums) > 1:
+            raise RuntimeError(
+                f"published runs on {dataset} must be of the same data, got the checksums "
+                f"{', '.join(sorted(checksums))}; `convopt records check` names those of other data"
+            )
 
 
 def choose_settings(options: argparse.Namespace) -> int:
@@ -214,7 +253,7 @@ def verify_records(options: argparse.Namespace) -> int:
     candidates = published
     if options.experiment:
         chosen = _chosen([options.experiment], options.only)
-        candidates = [record for record in published if any(experiment.label(record.run) for experiment in chosen)]
+        candidates = reproduction.of_experiments(chosen, published)
     candidates = _with_data(candidates)
     seed = random.randrange(10**6) if options.seed is None else options.seed
     drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
@@ -226,7 +265,7 @@ def verify_records(options: argparse.Namespace) -> int:
 
         again = trained(record.run for record in drawn)
         compared = reproduction.compare(drawn, again, published)
-        print(compared.to_string(index=False, float_format="%.1f"))
+        print(compared.to_string(index=False, float_format="%.3g"))
         # Where rounding differs, single runs tell little: whole arms are compared, too.
         rounded = [old for old, new in zip(drawn, again, strict=True) if not reproduction.is_identical(old, new)]
         fresh = trained(reproduction.fresh_runs(rounded, published))
@@ -268,9 +307,9 @@ def reproduce_records(options: argparse.Namespace) -> int:
     chosen = _chosen(options.experiment or experiments.EXPERIMENTS, options.only)
     store = records.Store(options.store)
     # Seed by seed, so that an interrupted sweep holds whole pairs.
-    published = sorted(workspace.published_records(), key=lambda record: record.run.seed)
-    wanted = [record for experiment in chosen for record in published if experiment.label(record.run)]
-    runs = [record.run for record in _with_data(wanted)]
+    published = reproduction.of_experiments(chosen, workspace.published_records())
+    published.sort(key=lambda record: record.run.seed)
+    runs = [record.run for record in _with_data(published)]
     again = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
     for experiment in chosen:
         differences = reproduction.differences(experiment, again, published)

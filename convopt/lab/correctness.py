@@ -39,7 +39,10 @@ def labels_of(dataset: str, split: str) -> np.ndarray:
 @cache
 def _published_labels() -> dict[str, dict[str, str]]:
     path = workspace.project_folder() / workspace.LABELS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); `git checkout -- {path}` brings it back") from error
 
 
 def packed_labels(records: Iterable[Record]) -> dict[str, dict[str, str]]:

@@ -15,45 +15,13 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from convopt.lab.curves import CURVES, SECONDS
 from convopt.lab.folders import require_folder
 from convopt.lab.names import in_a_line
 from convopt.lab.predictions import References, from_bytes, references, to_bytes
 from convopt.lab.rounding import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, with_digits
 from convopt.lab.runs import Run
 from convopt.lab.tasks import Measure, measure_of
-
-SECONDS = ("seconds_training", "seconds_evaluation")
-"""Curves that tell of time."""
-
-CURVES = (
-    "train_loss",
-    "gradient_norm",
-    "test_loss",
-    "test_accuracy",
-    "validation_accuracy",
-    "noisy_validation_accuracy",
-    "test_rmse",
-    "test_r2",
-    "validation_rmse",
-    "test_nats",
-    "validation_nats",
-    "wrong_labels_learnt",
-    "rho",
-    "annealing_factor",
-    "average_in_place",
-    "fgsm_accuracy",
-    "pgd_accuracy",
-    *SECONDS,
-)
-"""What is recorded per epoch: losses, the measures of the task (see ``tasks.TASKS``), the mean gradient norm, seconds.
-
-Of a classification, the loss is in nats and the accuracy from 0 to 1.
-
-Of runs with label noise, the share of those that the network predicts, and the accuracy on validation labels that are
-as noisy as the training's; of annealed runs, the agreement of gradients and the factor on the learning rate (see
-``SNRAnnealing``); of runs with averaged weights, whether these are what is evaluated (see ``WeightAveraging``); of runs
-with an adversary, the test accuracy against either.
-"""
 
 
 class RecordsError(RuntimeError):
@@ -128,11 +96,29 @@ class Record:
         """The inverse of ``to_json``. KeyError, TypeError or ValueError where ``data`` is no record."""
         fields = {key: value for key, value in data.items() if key != "id"}
         record = cls(**{**fields, "run": Run.from_json(data["run"])})
-        if not isinstance(record.provenance, dict):
-            raise ValueError(f"provenance must be a dict, got {record.provenance!r}")
         if record.run.id != data["id"]:
             raise ValueError(f"id is {data['id']!r} but the run's configuration hashes to {record.run.id!r}")
+        record._require_whole()
         return record
+
+    def _require_whole(self) -> None:
+        """ValueError where a part is of another kind than it should be, or an end is missing."""
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {kind.__name__}, got {in_a_line(repr(getattr(self, name)))}")
+        if self.status not in STATUSES:
+            raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
+        if not all(isinstance(curve, list) for curve in self.curves.values()):
+            raise ValueError("curves must be lists of numbers, one per epoch")
+        if self.status == "finished" and self.run.epochs and not self.curves.get(f"test_{self.measure.name}"):
+            raise ValueError("curves of a finished run must say how it ended on the test inputs, got none that does")
+        hash(self.run)  # TypeError for an option that is a list or a dict
+
+
+STATUSES = ("finished", "diverged", "training")
+"""Of a record."""
+
+_KINDS = {"curves": dict, "kernels": list, "provenance": dict, "predictions": dict}
 
 
 @dataclass(frozen=True)
@@ -168,8 +154,16 @@ Outcome = TypeVar("Outcome", Record, Failure)
 
 
 def finished(records: Iterable[Record]) -> list[Record]:
-    """Those that trained to their end."""
-    return [record for record in records if record.status == "finished"]
+    """Those that trained to their end, and whose measure is a number there: else they have diverged, too."""
+    return [record for record in records if record.status == "finished" and math.isfinite(record.final)]
+
+
+def checksums(records: Iterable[Record]) -> dict[str, set[str]]:
+    """Those of the data that records were trained on, by the name of the data set."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        found.setdefault(record.run.dataset, set()).add(str(record.provenance.get("data")))
+    return found
 
 
 class Store:
@@ -280,6 +274,7 @@ def write_table(records: Iterable[Record], path: Path) -> None:
     table = pd.DataFrame(rows).to_parquet(
         None,
         index=False,
+        write_page_checksum=True,  # else most damage would be read as other numbers
         compression="zstd",
         compression_level=19,
         data_page_size=1 << 24,  # each page is compressed by itself
@@ -310,7 +305,9 @@ class Table:
     def __init__(self, path: Path):
         self._path = path
         with self._damage_told():
-            self._rows = {row["id"]: row for row in pd.read_parquet(path).to_dict("records")}
+            self._rows = {
+                row["id"]: row for row in pd.read_parquet(path, page_checksum_verification=True).to_dict("records")
+            }
             self._references = references((row["dataset"], _predictions_of(row)) for row in self._rows.values())
         self._parsed: dict[str, Record] = {}
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from convopt.lab import data
 from convopt.lab.experiments import Experiment
 from convopt.lab.records import Record, finished
-from convopt.lab.runs import Run
+from convopt.lab.runs import Choice, Run
 from convopt.lab.stats import Comparison, Interval, holm, mean_interval, paired_difference, verdict
-from convopt.lab.tasks import ACCURACY
+from convopt.lab.tasks import ACCURACY, TASKS, Measure
 
 MEASURES = ("best", "final", "stability")
 
@@ -101,7 +102,7 @@ def _p_value(p: float) -> str:
 
 
 def rows(experiment: Experiment, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """One row per arm, data set and number of epochs among the records that belong to ``experiment``.
+    """One row per arm, data set and number of epochs among the records of ``experiment``; of a search, per trial.
 
     Each has ``optimizer`` (the arm's label), ``condition`` (a dict), ``n`` (runs that finished), ``diverged`` (runs
     that did not) and, as dicts of ``mean``, ``low`` and ``high`` over the finished runs: ``best`` and ``final``, the
@@ -117,10 +118,32 @@ def _arms(experiment: Experiment, records: Iterable[Record]) -> dict[tuple[str, 
     """Records by label and condition, in the experiment's order."""
     arms: dict[tuple[str, tuple], list[Record]] = {}
     for label, arm in by_label(experiment, records).items():
+        told = _trials(label, arm) if experiment.is_search else {}
         for record in arm:
-            arms.setdefault((label, tuple(condition(record.run).items())), []).append(record)
+            arms.setdefault((told.get(record.run, label), tuple(condition(record.run).items())), []).append(record)
     # Stable: arms keep their order.
     return dict(sorted(arms.items(), key=lambda item: [value for _, value in item[0][1]]))
+
+
+def _trials(label: str, records: list[Record]) -> dict[Run, str]:
+    """A label for each run of an arm of a search, with the options in which its trials differ."""
+    options = {record.run: _options(record.run) for record in records}
+    names = dict.fromkeys(name for of_run in options.values() for name in of_run)
+    differing = [name for name in names if len({of_run.get(name) for of_run in options.values()}) > 1]
+    return {
+        run: ", ".join([label, *(f"{name} {of_run[name]}" for name in differing if name in of_run)])
+        for run, of_run in options.items()
+    }
+
+
+def _options(run: Run) -> dict[str, Any]:
+    """Those of everything that is chosen for ``run``, by their names."""
+    chosen = {name: value for name, value in vars(run).items() if isinstance(value, Choice)}
+    return {
+        option if part == "optimizer" else f"{part} {option}": value
+        for part, choice in chosen.items()
+        for option, value in choice.options
+    }
 
 
 def condition(run: Run) -> dict[str, Any]:
@@ -155,9 +178,18 @@ def _row(label: str, shared: tuple, records: list[Record]) -> dict[str, Any]:
     for measure in (*HEADINGS, "seconds_per_epoch"):
         values = [value for record in done if (value := measured(record, measure)) is not None]
         row[measure] = mean_interval(values)._asdict() if values else None
-    if done and done[0].measure != ACCURACY:
-        row["measured"] = done[0].measure.title
+    measure = done[0].measure if done else _measure_of_dataset(records[0].run.dataset)
+    if measure != ACCURACY:
+        row["measured"] = measure.title
     return row
+
+
+def _measure_of_dataset(name: str) -> Measure:
+    """What the task is judged by; the accuracy where the data are a file that is no more."""
+    try:
+        return TASKS[data.describe(name).task].measure
+    except (ValueError, data.DataError):
+        return ACCURACY
 
 
 def measured(record: Record, measure: str) -> float | None:
@@ -309,7 +341,7 @@ def table(
     """The rows of ``experiment`` for reading, with a column for each condition that differs between them."""
     common = common_condition(report_rows)
     varying = [name for name in report_rows[0]["condition"] if name not in common]
-    title = _common({_title(row) for row in report_rows if row["n"]})
+    title = _common({_title(row) for row in report_rows})
     frame = pd.DataFrame(
         [
             {

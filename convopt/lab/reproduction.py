@@ -1,5 +1,6 @@
 """Whether published results come out again: a few runs drawn at random, or arm by arm over all of them."""
 
+import json
 import math
 import random
 import statistics
@@ -20,6 +21,22 @@ from convopt.lab.runs import Run
 from convopt.lab.stats import holm, paired_difference
 from convopt.lab.sweep import describe
 from convopt.lab.tasks import ACCURACY
+
+
+def of_experiments(chosen: Iterable[Experiment], published: Iterable[Record]) -> list[Record]:
+    """The records of the experiments' own seeds, on any data set and for any number of epochs.
+
+    A trial of a search may be trained as an arm is, but has another seed: it is no run of the arm's experiment.
+    """
+    published = list(published)
+    settings = {(record.run.dataset, record.run.epochs) for record in published}
+    own = {
+        run
+        for experiment in chosen
+        for dataset, epochs in settings
+        for run in experiment.taking(dataset).runs(dataset, None, epochs)
+    }
+    return [record for record in published if record.run in own]
 
 
 def draw(published: Iterable[Record], sample: int, seed: int, max_seconds: float = math.inf) -> list[Record]:
@@ -113,20 +130,21 @@ def compare_arms(fresh: Iterable[Record], published: Iterable[Record]) -> pd.Dat
     """A row per arm of which there are ``fresh`` seeds: are they drawn from what the ``published`` ones are drawn from?
 
     Final values are compared by Student's t test at ``SIGNIFICANCE``, corrected by Holm. ``power`` is the chance that
-    it finds a difference of ``LARGEST_TOLERANCE``, if there is one. ``verdict`` is "agrees" or "differs"; an arm none
-    of whose fresh seeds finished differs.
+    it finds a difference of ``LARGEST_TOLERANCE``, if there is one. ``verdict`` is "agrees" or "differs"; an arm
+    differs, too, where a fresh seed diverged and no published one did, or none finished.
     """
     of_published = _arms(published)
     rows: list[dict[str, Any]] = []
     for arm, records in _arms(fresh).items():
         old, new = (list(by_seed(each, "final").values()) for each in (of_published[arm], records))
-        unit = 1.0 if of_published[arm][0].measure == ACCURACY else abs(statistics.fmean(old)) / 100
+        unit = 1.0 if finished(of_published[arm])[0].measure == ACCURACY else abs(statistics.fmean(old)) / 100
+        as_many_end = len(new) == len(records) or len(old) < len(of_published[arm])
         rows.append(
             {
                 "arm": describe(arm),
                 "published": statistics.fmean(old),
                 "fresh": statistics.fmean(new) if new else math.nan,
-                "p": float(stats.ttest_ind(old, new).pvalue) if new and np.isfinite(new).all() else 0.0,
+                "p": float(stats.ttest_ind(old, new).pvalue) if new and as_many_end else 0.0,
                 "power": _power(old, max(2, len(new)), LARGEST_TOLERANCE * unit),
             }
         )
@@ -186,7 +204,8 @@ def is_identical(first: Record, second: Record) -> bool:
 
     Predictions are looked at where they are classes: of others, published records keep fewer digits.
     """
-    if (first.run, first.status, first.kernels) != (second.run, second.status, second.kernels):
+    told = [json.dumps([record.run.id, record.status, record.kernels]) for record in (first, second)]  # nan equals nan
+    if told[0] != told[1]:
         return False
     curves = [name for name in first.curves.keys() & second.curves.keys() if not name.startswith("seconds")]
     splits = first.predictions.keys() & second.predictions.keys() if first.measure == ACCURACY else ()

@@ -16,6 +16,8 @@ class Choice:
     @classmethod
     def of(cls, name: str, **options: Any) -> "Choice":
         """``Choice.of("SGD", lr=0.01)``; lists become tuples so that a choice stays hashable."""
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         return cls(name, tuple(sorted(frozen.items())))
 

@@ -29,7 +29,8 @@ def rows_of(path: Path, device: str) -> Rows:
     """The rows that a file holds. ValueError if they come from another machine, version, commit or device."""
     try:
         content = json.loads(path.read_text())
-        made, rows = dict(content["provenance"]), list(content["rows"])
+        made = dict(content["provenance"])
+        rows = [{"model": row["model"], "what": row["what"], **row} for row in content["rows"]]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"--store must be a file of measurements, or none yet, got {path}") from None
     here = _here_and_now(device)

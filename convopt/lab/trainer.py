@@ -190,7 +190,7 @@ class Trainer:
         return self._method.kernels(self.optimizers)
 
     def curves(self) -> dict[str, float]:
-        """What optimizer and wrappers say of themselves after an epoch, by the names of ``records.CURVES``."""
+        """What optimizer and wrappers say of themselves after an epoch, by the names of ``curves.CURVES``."""
         told = self._method.curves(self.optimizers)
         for wrapper, attached in self._wrappers:
             told |= wrapper.curves(attached)

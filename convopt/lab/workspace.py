@@ -67,7 +67,10 @@ def published() -> Table:
         FileNotFoundError: there is no project folder, or no table in it.
         RecordsError: the table is damaged.
     """
-    return Table(project_folder() / PUBLISHED)
+    path = project_folder() / PUBLISHED
+    if not path.exists():
+        raise FileNotFoundError(f"{path} must hold the published records, and is not there")
+    return Table(path)
 
 
 def published_records() -> list[Record]:

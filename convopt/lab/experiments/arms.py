@@ -163,6 +163,10 @@ class Experiment:
             if seeds is not None or seed in self.first_seeds(arm.seeds or self.seeds)
         ]
 
+    def taking(self, dataset: str) -> "Experiment":
+        """The same with those arms alone that can train on ``dataset``: some settings have a data set of their own."""
+        return replace(self, arms=tuple(arm for arm in self.arms if arm.setting.dataset in (None, dataset)))
+
     def first_seeds(self, count: int) -> range:
         """The first ``count`` of its seeds."""
         return range(self.first_seed, self.first_seed + count)

@@ -47,7 +47,13 @@ def is_chosen(search: str, choice: str) -> bool:
 
 def read_choices() -> Choices:
     """What was chosen so far, as the file has it now."""
-    return json.loads(CHOSEN_FILE.read_text(encoding="utf-8"))
+    try:
+        return json.loads(CHOSEN_FILE.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{CHOSEN_FILE} is damaged ({error}); where it is under version control, "
+            f"`git checkout -- {CHOSEN_FILE}` brings it back"
+        ) from error
 
 
 _chosen = cache(read_choices)  # of which experiments are made, when they are imported

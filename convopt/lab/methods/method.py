@@ -84,7 +84,7 @@ class Method:
         prepare: puts a batch's gradients into place and returns its loss; before it there are none.
         step: steps, given the batch and its loss.
         kernels: what was learnt that is recorded before training and after each epoch, by name.
-        curves: what is recorded after each epoch, by the names of ``records.CURVES``.
+        curves: what is recorded after each epoch, by the names of ``curves.CURVES``.
         set_mode: to "train" or "eval".
     """
 
@@ -112,7 +112,7 @@ class Wrapper:
     Attributes:
         attach: from the optimizers, the setup and options, one wrapper for each, by its name. A wrapper has a
             ``state_dict()``.
-        curves: of these, what is recorded after each epoch, by the names of ``records.CURVES``.
+        curves: of these, what is recorded after each epoch, by the names of ``curves.CURVES``.
         arrange: which optimizers there must be, and their groups, given those that there would be otherwise.
     """
 
@@ -166,7 +166,7 @@ class Averaging:
         judged: a context, in which there is the model to evaluate.
         kept: the tensors that it keeps from step to step.
         after_step: called after each step.
-        curves: what is recorded after each epoch, by the names of ``records.CURVES``.
+        curves: what is recorded after each epoch, by the names of ``curves.CURVES``.
     """
 
     judged: Callable[[], AbstractContextManager[nn.Module]]
