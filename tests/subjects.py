@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convopt
-from convopt import FieldAdam, LaplacianSmoothingSGD, SNRAnnealing, WeightAveraging, WienerFilter
+from convopt import FieldAdam, SNRAnnealing, WeightAveraging, WienerFilter
 
 OURS = [
     cls
@@ -21,8 +21,8 @@ TORCHS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
     "RMSprop": lambda groups, lr: torch.optim.RMSprop(groups, lr=lr),
 }
-LEARN_NOTHING = (LaplacianSmoothingSGD,)
-"""Their smoothing is fixed: of all others :meth:`Subject.learnt` tells something once they are trained."""
+LEARN_NOTHING = tuple(cls for cls in OURS if not any(hasattr(cls, name) for name in ("kernels", "snr", "learnt")))
+"""Of all others :meth:`Subject.learnt` tells something once they are trained."""
 WIENER_OPTIONS = {"snr_annealing": True, "warmup": 5, "annealing_ema": 0.9, "every": 2}
 
 
@@ -38,7 +38,7 @@ class Subject(NamedTuple):
     attached: Any = None
 
     def learnt(self) -> list[torch.Tensor]:
-        """Kernels, coherences, laws, agreements and factors, in some order; of LEARN_NOTHING none."""
+        """Kernels, coherences, laws, agreements and factors, in some order; of those that learn nothing none."""
         if isinstance(self.attached, SNRAnnealing):
             return [torch.tensor([self.attached.rho(), self.attached.factor()])]
         if isinstance(self.attached, WienerFilter):

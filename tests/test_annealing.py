@@ -211,10 +211,11 @@ def test_gradients_that_are_zero_or_not_finite_move_no_statistics(value):
     optimizer = torch.optim.SGD(params, lr=1e-3)
     annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9, every=1)
     train(optimizer, params, grads[:30])
-    factor, rho = annealing.factor(), annealing.rho()
-    optimizer.param_groups[0]["lr"] = 0.0 if value == 0 else 1e-30
+    factor, rho, learnt = annealing.factor(), annealing.rho(), annealing.state_dict()["statistics"]
+    optimizer.param_groups[0]["lr"] = 1e-30
     train(optimizer, params, [[torch.full((6, 5), value)] * 2])
     assert (annealing.factor(), annealing.rho()) == (factor, rho)
+    assert torch.equal(annealing.state_dict()["statistics"][:-1], learnt[:-1])  # the last is how large they usually are
     train(optimizer, params, grads[30:])
     assert 0 < annealing.factor() <= 1
 

@@ -28,6 +28,12 @@ def for_each(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("make", [SUBJECTS[name] for name in names], ids=names)
 
 
+def test_all_that_smooth_learn_something_but_laplacian_smoothing():
+    """What follows would pass over one that does not tell it."""
+    names = {cls.__name__ for cls in LEARN_NOTHING}
+    assert names == {"LaplacianSmoothingSGD"}, "kernels(), snr() or learnt() tell it; name others here"
+
+
 @for_each(STEP_BY_STEP)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
 @pytest.mark.parametrize("which", [(0, 1, 2), (0,), (2,)], ids=["of all parameters", "of a weight", "of a bias"])

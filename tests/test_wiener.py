@@ -384,8 +384,9 @@ class TestUnusualSteps:
 
         def kept():
             """But for the gradients of before: there is nothing to compare the next ones with."""
-            states = [{**optimizer.state[p], "second_estimate": None}.items() for p in params]
-            return str([params, *map(sorted, states), optimizer.snr()])
+            states = [{**optimizer.state[p], "second_estimate": None} for p in params]
+            agreement = optimizer.param_groups[0]["annealing"][:-1]  # the last is how large gradients usually are
+            return str([params, *(sorted(state.items()) for state in states), agreement, optimizer.snr()])
 
         before = kept()
         optimizer.zero_grad()
