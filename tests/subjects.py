@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convopt
-from convopt import SNRAnnealing, WeightAveraging, WienerFilter
+from convopt import FieldAdam, SNRAnnealing, WeightAveraging, WienerFilter
 
 OURS = [
     cls
@@ -21,6 +21,8 @@ TORCHS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "AdamW": lambda groups, lr: torch.optim.AdamW(groups, lr=lr),
     "RMSprop": lambda groups, lr: torch.optim.RMSprop(groups, lr=lr),
 }
+LEARN_NOTHING = tuple(cls for cls in OURS if not any(hasattr(cls, name) for name in ("kernels", "snr", "learnt")))
+"""Of all others :meth:`Subject.learnt` tells something once they are trained."""
 WIENER_OPTIONS = {"snr_annealing": True, "warmup": 5, "annealing_ema": 0.9, "every": 2}
 
 
@@ -36,7 +38,7 @@ class Subject(NamedTuple):
     attached: Any = None
 
     def learnt(self) -> list[torch.Tensor]:
-        """Kernels, coherences, agreements and factors, in some order."""
+        """Kernels, coherences, laws, agreements and factors, in some order; of those that learn nothing none."""
         if isinstance(self.attached, SNRAnnealing):
             return [torch.tensor([self.attached.rho(), self.attached.factor()])]
         if isinstance(self.attached, WienerFilter):
@@ -46,7 +48,11 @@ class Subject(NamedTuple):
         if hasattr(self.optimizer, "snr"):
             snr = self.optimizer.snr()
             return [torch.tensor([snr.rho, snr.factor]), *[each.coherence.float() for each in snr.parameters.values()]]
-        return list(self.optimizer.kernels().values()) if hasattr(self.optimizer, "kernels") else []
+        if isinstance(self.optimizer, FieldAdam):
+            return [each for learnt in self.optimizer.learnt().values() for each in (*learnt.law, learnt.gain)]
+        if isinstance(self.optimizer, LEARN_NOTHING):
+            return []
+        return list(self.optimizer.kernels().values())
 
     def saved(self) -> dict[str, Any]:
         """A checkpoint."""

@@ -168,16 +168,54 @@ def test_multiplying_the_loss_by_a_constant_changes_nothing(scale):
     assert factors[0] < 1
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_gradients_whose_squares_float32_does_not_hold_are_compared_all_the_same(size):
+    rhos = []
+    for by in (1.0, size):
+        params = new_params()
+        optimizer = torch.optim.SGD(params, lr=1e-30)
+        annealing = SNRAnnealing(optimizer, every=1)
+        train(optimizer, params, [[by * grad for grad in step] for step in gradients(20)])
+        rhos.append(annealing.rho())
+    assert rhos[1] == pytest.approx(rhos[0], rel=1e-3)
+
+
+def test_unless_told_otherwise_it_is_as_documented():
+    factors = []
+    documented = {"onset": 0.8, "power": 1.5, "warmup": 200, "ema": 0.999, "read_every": 1, "every": 4}
+    for options in ({}, documented):
+        params = new_params()
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        annealing = SNRAnnealing(optimizer, **options)
+        train(optimizer, params, gradients(600))
+        factors.append(annealing.factor())
+    assert factors[0] == factors[1] < 1
+
+
+@pytest.mark.parametrize(("norm", "teaches"), [(25.0, True), (40.0, False)])
+def test_a_gradient_of_up_to_thirty_times_the_usual_norm_teaches(norm, teaches):
+    powers = []
+    for last in (1.0, norm):
+        params = new_params()
+        optimizer = torch.optim.SGD(params, lr=1e-9)
+        annealing = SNRAnnealing(optimizer, every=1)
+        train(optimizer, params, [[k * torch.ones(6, 5)] * 2 for k in (*[1.0] * 9, last)])
+        powers.append(annealing.state_dict()["statistics"][2].item())
+    assert (powers[1] > 10 * powers[0]) == teaches
+    assert teaches or powers[1] == pytest.approx(powers[0])
+
+
 @pytest.mark.parametrize("value", [0.0, float("inf"), float("nan")])
 def test_gradients_that_are_zero_or_not_finite_move_no_statistics(value):
     params, grads = new_params(), gradients(60)
     optimizer = torch.optim.SGD(params, lr=1e-3)
-    annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
+    annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9, every=1)
     train(optimizer, params, grads[:30])
-    factor, rho = annealing.factor(), annealing.rho()
-    optimizer.param_groups[0]["lr"] = 0.0 if value == 0 else 1e-30
+    factor, rho, learnt = annealing.factor(), annealing.rho(), annealing.state_dict()["statistics"]
+    optimizer.param_groups[0]["lr"] = 1e-30
     train(optimizer, params, [[torch.full((6, 5), value)] * 2])
     assert (annealing.factor(), annealing.rho()) == (factor, rho)
+    assert torch.equal(annealing.state_dict()["statistics"][:-1], learnt[:-1])  # the last is how large they usually are
     train(optimizer, params, grads[30:])
     assert 0 < annealing.factor() <= 1
 
@@ -202,6 +240,60 @@ def test_a_parameter_without_a_gradient_for_a_while_is_left_out():
         params[1].grad = None if 20 <= step < 40 else step_grads[1].clone()
         optimizer.step()
     assert 0 < annealing.factor() < 1
+
+
+def test_a_parameter_is_not_compared_with_a_gradient_of_long_ago():
+    """Of one that had none for a while the first says nothing: the others alone are compared."""
+    p, q = (torch.nn.Parameter(torch.zeros(64)) for _ in range(2))
+    optimizer = torch.optim.SGD([p, q], lr=1e-9)
+    annealing, seen = SNRAnnealing(optimizer, every=1), []
+    for step in range(12):
+        p.grad, q.grad = torch.ones(64), None if 4 <= step < 11 else torch.full((64,), (-1.0) ** step)
+        optimizer.step()
+        seen.append(annealing.state_dict()["statistics"][:3])
+    (_, _, before), (steps, _, power) = seen[10:]
+    assert (steps * power - (steps - 1) * before).item() == pytest.approx(64)
+
+
+def test_a_group_at_rest_does_not_keep_the_others_from_being_compared():
+    p, q = new_params()
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.0}, {"params": [q]}], lr=0.1)
+    annealing = SNRAnnealing(optimizer, every=1)
+    train(optimizer, (p, q), gradients(5))
+    assert math.isfinite(annealing.rho())
+
+
+class EvaluatesTwice(torch.optim.SGD):
+    """Calls its closure twice in a step, as line searches and sharpness-aware minimisation do."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        closure()
+        closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(group["lr"] * p.grad)
+
+
+def test_a_closure_that_is_called_twice_is_one_observation_and_one_scaled_step():
+    params, rates = new_params(), []
+    optimizer = EvaluatesTwice(params, lr=0.1)
+    annealing = SNRAnnealing(optimizer, every=1, warmup=0, ema=0.5)
+    for step_grads in gradients(30):
+
+        def closure(step_grads=step_grads):
+            rates.append(optimizer.param_groups[0]["lr"])
+            for p, grad in zip(params, step_grads, strict=True):
+                p.grad = grad.clone()
+            return 1.0
+
+        before = [p.detach().clone() for p in params]
+        optimizer.step(closure)
+    assert annealing.state_dict()["statistics"][0] == 29
+    assert rates == [0.1] * 60
+    assert annealing.factor() < 1
+    for p, old in zip(params, before, strict=True):
+        torch.testing.assert_close(old - p.detach(), 0.1 * annealing.factor() * p.grad)
 
 
 def test_a_closure_is_measured_and_one_that_raises_leaves_the_rate_to_the_next_step():

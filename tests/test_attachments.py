@@ -252,8 +252,6 @@ def test_the_filter_works_around_any_optimizer_and_gradients_are_as_they_were(na
     params, grads = new_params()[:1], [of_step[:1] for of_step in gradients(30)]
     optimizer = FILTERED[name](flat_groups(params))
     attached = WienerFilter(optimizer, noise_weight=0.01)
-    directions = []
-    optimizer.register_step_post_hook(lambda *_: directions.append(params[0].grad))
     for (grad,) in grads:
         given = params[0].grad = grad.clone()
         optimizer.step()
@@ -285,6 +283,7 @@ class TestItsState:
         train(subject, params, rest)
         train(other, resumed, rest)
         assert_same(params, resumed)
+        assert_same(subject.learnt(), other.learnt())
 
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
     def test_copied_with_its_optimizer_it_goes_on_alike_and_by_itself(self, make, copied):
@@ -294,8 +293,18 @@ class TestItsState:
         before = [p.detach().clone() for p in twins]
         train(subject, params, rest)
         assert_same(twins, before)
-        train(Subject(optimizer, attached), twins, rest)
+        twin = Subject(optimizer, attached)
+        train(twin, twins, rest)
         assert_same(params, twins)
+        assert_same(subject.learnt(), twin.learnt())
+
+    def test_training_on_leaves_the_checkpoint_that_it_was_loaded_from_alone(self, make):
+        params, subject, rest = self.halfway(make)
+        saved = subject.saved()["attached"]
+        kept = copy.deepcopy(tree_leaves(saved))
+        subject.attached.load_state_dict(saved)
+        train(subject, params, rest)
+        torch.testing.assert_close(tree_leaves(saved), kept, rtol=0, atol=0)
 
     def test_of_other_parameters_it_is_refused_and_nothing_changes(self, make):
         _params, subject, _rest = self.halfway(make)
@@ -489,6 +498,19 @@ def test_a_grid_that_changes_makes_the_filter_forget():
     optimizer.param_groups[0]["grid"] = (16, 4)
     train(Subject(optimizer, filtered), [p], [[torch.randn(3, 64)]])
     assert not filtered.state_dict()["parameters"][0]["coherence"].any()
+
+
+def test_the_filter_compares_a_parameter_with_no_gradient_of_before_it_was_frozen():
+    frozen, other = (nn.Parameter(torch.zeros(4, 8)) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [frozen, other], "grid": (8,)}], lr=0.1)
+    filtered = WienerFilter(optimizer, every=1)
+    grads = 1 + torch.randn(9, 4, 8)
+    train(Subject(optimizer, filtered), [frozen, other], [[grad, grad] for grad in grads[:4]])
+    learnt = filtered.coherence()["0"].coherence
+    train(Subject(optimizer, filtered), [frozen, other], [[None, grad] for grad in grads[4:8]])
+    train(Subject(optimizer, filtered), [frozen, other], [[grads[8]] * 2])
+    assert torch.equal(filtered.coherence()["0"].coherence, learnt)
+    assert not torch.equal(filtered.coherence()["1"].coherence, learnt)
 
 
 @pytest.mark.parametrize("name", TORCHS)

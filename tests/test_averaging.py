@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from subjects import assert_same, gradients, new_params
+from subjects import SUBJECTS, assert_same, gradients, groups_of, new_params, train
 from torch import nn
 
 from convopt import SNRAnnealing, WeightAveraging, WienerFilter
@@ -364,6 +364,32 @@ class TestWhatIsRefused:
         other = WeightAveraging(torch.optim.SGD(model.parameters(), lr=0.1))
         with pytest.raises(ValueError, match="must hold 4 averages, got 2"):
             averaging.load_state_dict(other.state_dict())
+
+
+def test_a_resumed_average_goes_on_as_if_nothing_had_happened():
+    """Also how far it reaches back, which follows from the number of steps."""
+    make, params, grads = SUBJECTS["WeightAveraging around SGD"], new_params(), gradients(40)
+    subject = make(groups_of(params))
+    train(subject, params, grads[:21])
+    resumed = [nn.Parameter(p.detach().clone()) for p in params]
+    other = make(groups_of(resumed))
+    other.load(subject.saved())
+    for each, of_it in ((subject, params), (other, resumed)):
+        train(each, of_it, grads[21:])
+    assert_same(subject.learnt(), other.learnt())
+    assert subject.attached.slope() != 0
+
+
+def test_unless_told_otherwise_it_reaches_back_over_a_twentieth_of_the_run_and_looks_at_every_fourth_step():
+    averages = []
+    for options in ({}, {"share": 0.05, "every": 4}):
+        p = nn.Parameter(torch.zeros(5))
+        averaging = WeightAveraging(torch.optim.SGD([p], lr=0.1), **options)
+        for step in range(50):
+            p.grad = torch.full((5,), float(step))
+            averaging.optimizer.step()
+        averages.append(average_of(averaging))
+    assert_same(averages[:1], averages[1:])
 
 
 def test_filter_annealing_and_averaging_hang_on_one_optimizer():

@@ -8,6 +8,7 @@ from torch import nn
 
 from convopt.lab import experiments, training
 from convopt.lab.methods import Setup, baselines
+from convopt.lab.trainer import Trainer
 
 
 @pytest.mark.parametrize("label", [label for label in experiments.SPACES if not label.endswith("+ SNRAnnealing")])
@@ -84,6 +85,20 @@ def test_muon_in_float32_steps_as_muon_in_bfloat16_does(shape):
     both = [p.detach() - start for p in params]
     assert (both[0] - both[1]).norm() < 0.03 * both[0].norm()
     assert params[1].grad.equal(gradient)
+
+
+@pytest.mark.parametrize("label", ["Schedule-free SGD", "Schedule-free AdamW"])
+def test_schedule_free_methods_are_judged_by_their_averaged_weights(label):
+    recipe = experiments.trials(label)[0]
+    trainer = Trainer(experiments.STRESS.run(recipe, "digits", 1, 0))
+    trainer.train_epoch(next(trainer.epochs())[:5])
+    (optimizer,) = trainer.optimizers.values()
+    judged, states = [p.detach().clone() for p in trainer.model.parameters()], []
+    for mode in (optimizer.eval, optimizer.train):
+        mode()
+        states.append([torch.equal(p, q) for p, q in zip(trainer.model.parameters(), judged, strict=True)])
+    assert all(states[0])
+    assert not any(states[1])
 
 
 def test_pflug_s_test_halves_the_rate_where_gradients_bounce_and_only_there():

@@ -94,6 +94,15 @@ def test_the_best_rate_is_that_of_the_validation_data():
     assert over[Cell(DIGITS, "SGD", TUNED)].interval.mean == pytest.approx(-10.0, abs=0.2)
 
 
+def test_comparing_seldom_is_held_against_comparing_at_each_step():
+    experiment = beyond_mnist.comparing_seldom([DIGITS])
+    runs = experiment.runs(seeds=[20, 21, 22])
+    records = [recorded(run, 0.9 if "every=4" in experiment.label(run) else 0.8) for run in runs]
+    found = beyond.seldom_minus_always(Results(experiment, records))
+    assert {cell.base for cell in found} == set(beyond_mnist.BASES)
+    assert [each.interval.mean for each in found.values()] == pytest.approx([10] * len(found), abs=0.3)
+
+
 def test_diverged_runs_are_counted_and_not_compared():
     results = results_of(lambda label: 0.9 if label.startswith(DIGITS) else 100.0)
     of_piece = results.arms[beyond_mnist.label(DIGITS, "SGD", TUNED, "SNRAnnealing")]

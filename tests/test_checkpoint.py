@@ -6,6 +6,8 @@ import pickle
 import pytest
 import torch
 from optimizers import batches, convolutional_model, for_each_optimizer, train
+from subjects import assert_same, for_each_subject, gradients, groups_of, new_params
+from subjects import train as train_on
 
 
 def through_state_dict(model, optimizer, tmp_path):
@@ -69,3 +71,19 @@ def test_a_state_dict_can_be_loaded_before_the_first_step(optimizer_class):
     before = optimizer.kernels()
     optimizer.load_state_dict(optimizer.state_dict())
     torch.testing.assert_close(optimizer.kernels(), before)
+
+
+@for_each_subject
+def test_rolled_back_it_takes_the_same_steps_again(make):
+    params, grads = new_params(), gradients(40)
+    subject = make(groups_of(params))
+    train_on(subject, params, grads[:11])
+    saved, start, ends = subject.saved(), [p.detach().clone() for p in params], []
+    for _ in range(2):
+        train_on(subject, params, grads[11:])
+        ends.append([*(p.detach().clone() for p in params), *subject.learnt()])
+        subject.load(saved)
+        with torch.no_grad():
+            for p, before in zip(params, start, strict=True):
+                p.copy_(before)
+    assert_same(*ends)

@@ -23,7 +23,7 @@ from optimizers import batches, convolutional_model
 from torch import nn
 from torch.nn import Parameter
 
-from convopt import WienerAdamW, WienerSGD
+from convopt import LocalLossConvSGD, WienerAdamW, WienerSGD
 
 for_each_optimizer = pytest.mark.parametrize("info", CONTRACT, ids=lambda info: info.optim_cls.__name__)
 for_each_option = pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def weights(module: nn.Module) -> list[torch.Tensor]:
 
 
 def learnt_by(optimizer: torch.optim.Optimizer) -> object:
-    """Its kernels or statistics; None of one that has neither."""
-    for name in ("kernels", "snr"):
+    """Its kernels, statistics or laws; None of one that has none of them."""
+    for name in ("kernels", "snr", "learnt"):
         if hasattr(optimizer, name):
             return getattr(optimizer, name)()
     return None
@@ -208,6 +208,16 @@ class TestGroups:
         assert torch.equal(p, before)
         assert not torch.equal(q, before)
         assert optimizer.defaults["lr"] == 0.1
+        apart, own = [with_gradient((9, 9)) for _ in range(2)], {"lr": 0.02, "weight_decay": 0.3}
+        together = info.optim_cls([{"params": apart[:1]}, {"params": apart[1:], **own}], lr=0.1, weight_decay=0.0)
+        together.step()
+        for one, options in zip(apart, ({"lr": 0.1, "weight_decay": 0.0}, own), strict=True):
+            alone = with_gradient((9, 9))
+            info.optim_cls([alone], **options).step()
+            torch.testing.assert_close(one, alone)
+        undecayed = with_gradient((9, 9))
+        info.optim_cls([undecayed], lr=0.02, weight_decay=0.0).step()
+        assert not torch.allclose(apart[1], undecayed)
 
     def test_parameters_may_be_added_while_training(self, info):
         first, second = with_gradient((9, 9)), with_gradient((9, 9))
@@ -296,16 +306,19 @@ class TestSteps:
 
     def test_a_rate_of_zero_moves_nothing_and_learns_nothing(self, info):
         model, optimizer = model_and_optimizer(info, lr=0.1)
-        train(model, optimizer, batches(6))
+        train(model, optimizer, batches(20))
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         before = weights(model)
         for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        learnt = copy.deepcopy(learnt_by(optimizer))
-        optimizer.step()
+            # Kernels with a rate of their own learn from any gradient but zero.
+            p.grad = torch.zeros_like(p) if info.optim_cls is LocalLossConvSGD else torch.randn_like(p)
+        learnt = tensors_of(copy.deepcopy(learnt_by(optimizer)))
+        assert learnt or learnt_by(optimizer) is None
+        for _ in range(12):
+            optimizer.step()
         assert all(map(torch.equal, before, weights(model)))
-        torch.testing.assert_close(tensors_of(learnt_by(optimizer)), tensors_of(learnt))
+        torch.testing.assert_close(tensors_of(learnt_by(optimizer)), learnt)
 
 
 @for_each_optimizer
@@ -338,17 +351,18 @@ class TestState:
         other.step()
         torch.testing.assert_close(p.detach(), q.detach().float(), rtol=0.02, atol=0.02)
 
-    def test_loading_leaves_the_checkpoint_as_it_was(self, info):
-        optimizer = info.optim_cls([with_gradient((9, 9))])
-        for _ in range(3):
-            optimizer.step()
-        saved = optimizer.state_dict()
-        kept = copy.deepcopy(tensors_of(saved))
-        other = info.optim_cls([with_gradient((9, 9), seed=5)])
-        other.load_state_dict(copy.deepcopy(saved))
-        for _ in range(3):
-            other.step()
-        torch.testing.assert_close(tensors_of(saved), kept, equal_nan=True)
+    def test_training_on_leaves_the_groups_of_the_checkpoint_as_they_were(self, info):
+        """Of state alone the optimizer goes on with the checkpoint's own tensors, as torch's do."""
+        options = {"snr_annealing": True} if info.optim_cls in (WienerSGD, WienerAdamW) else {}
+        model, optimizer = model_and_optimizer(info, **options)
+        train(model, optimizer, batches(6))
+        saved = copy.deepcopy(optimizer.state_dict())
+        kept = copy.deepcopy(saved["param_groups"])
+        optimizer.load_state_dict(saved)
+        optimizer.param_groups[0]["lr"] = 0.5
+        train(model, optimizer, batches(12, seed=2))
+        assert str(saved["param_groups"]) == str(kept)
+        torch.testing.assert_close(tensors_of(saved["param_groups"]), tensors_of(kept), rtol=0, atol=0, equal_nan=True)
 
     def test_a_checkpoint_of_other_groups_is_refused(self, info):
         optimizer = info.optim_cls([with_gradient((9, 9))])

@@ -66,6 +66,18 @@ class TestCrossedDifference:
             stats.crossed_difference(one, {1: np.zeros(5)})
 
 
+def of_shares(results: Results, shares) -> Results:
+    """Of arms SGD and Adam that get so many of the images right, each image independently, with ten seeds."""
+    rng, records = np.random.default_rng(3), []
+    for label, share in zip(("SGD", "Adam"), shares, strict=True):
+        of_arm = results.arms[label][0]
+        for seed in range(10):
+            wrong = rng.random(len(LABELS)) >= share
+            predictions = {"test": pack(np.where(wrong, (LABELS + 1) % 10, LABELS).astype(np.uint8))}
+            records.append(replace(of_arm, run=replace(of_arm.run, seed=seed), predictions=predictions))
+    return Results(results.experiment, records)
+
+
 @pytest.fixture(scope="module")
 def results():
     arms = tuple(
@@ -98,16 +110,7 @@ def test_arms_that_were_not_tuned_alike_are_not_compared(results):
 
 def test_a_table_says_better_worse_no_difference_or_undecided(results):
     def told(shares):
-        """Of arms that get so many of the images right, each image independently, with ten seeds."""
-        rng = np.random.default_rng(3)
-        records = []
-        for label, share in zip(("SGD", "Adam"), shares, strict=True):
-            of_arm = results.arms[label][0]
-            for seed in range(10):
-                wrong = rng.random(len(LABELS)) >= share
-                predictions = {"test": pack(np.where(wrong, (LABELS + 1) % 10, LABELS).astype(np.uint8))}
-                records.append(replace(of_arm, run=replace(of_arm.run, seed=seed), predictions=predictions))
-        table = correctness.comparisons(Results(results.experiment, records), [Pair("?", "SGD", "Adam")], "x")
+        table = correctness.comparisons(of_shares(results, shares), [Pair("?", "SGD", "Adam")], "x")
         return table.frame.verdict[0]
 
     assert told((0.95, 0.8)) == "better"
@@ -116,6 +119,14 @@ def test_a_table_says_better_worse_no_difference_or_undecided(results):
     assert told((0.9, 0.9)) == "undecided"
     # a test of the mean finds what the interval, of percentiles, does not exclude
     assert correctness._verdict(stats.Interval(-10.7, -15.7, 0.3), 0.035, 0.98) == "undecided"
+
+
+@pytest.mark.parametrize(("p", "shares"), [("p, Holm", (0.92, 0.9)), ("p, equal", (0.995, 0.995))])
+def test_p_values_are_corrected_for_the_rows_of_the_table(results, p, shares):
+    compared = of_shares(results, shares)
+    one, three = (correctness.comparisons(compared, [Pair("?", "SGD", "Adam")] * n, "x").frame[p] for n in (1, 3))
+    assert 0 < one[0] < 1 / 3
+    assert three.tolist() == pytest.approx([3 * one[0]] * 3)
 
 
 @pytest.mark.parametrize(

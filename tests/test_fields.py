@@ -171,6 +171,16 @@ class TestReconstruction:
             ends.append(x.detach().clone())
         torch.testing.assert_close(*ends)
 
+    def test_the_first_step_is_that_of_adam_uniform_with_the_gain_of_the_prior(self):
+        x = nn.Parameter(torch.zeros(8, 8))
+        optimizer = FieldAdam([x], lr=0.1, grid=(8, 8))
+        x.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        gain = reconstruction_gain(prior_law(1, axes=2), laplacian_eigenvalues((8, 8)).flatten()).view(8, 8)
+        direction = idct(gain * dct(x.grad.double(), (0, 1)), (0, 1))
+        expected = -0.1 * direction / (x.grad * direction).mean().sqrt()
+        torch.testing.assert_close(x.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
     def test_steps_do_not_depend_on_the_scale_of_the_loss(self):
         ends = []
         for scale in (1.0, 1e4):
@@ -209,6 +219,35 @@ class TestOptions:
     def test_options_that_cannot_be_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             FieldAdam([nn.Parameter(torch.zeros(3, 4, 8))], **options)
+
+    def test_weight_decay_is_decoupled(self):
+        outcomes = []
+        for decay in (0.1, 0.0):
+            x = nn.Parameter(torch.ones(8, 8))
+            optimizer = FieldAdam([x], lr=0.5, weight_decay=decay, grid=(8, 8))
+            x.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+            optimizer.step()
+            outcomes.append(x.detach())
+        torch.testing.assert_close(outcomes[0], outcomes[1] - 0.5 * 0.1)
+
+    def test_a_zero_gradient_moves_no_field(self):
+        x = nn.Parameter(torch.ones(8, 8))
+        optimizer = FieldAdam([x], grid=(8, 8))
+        x.grad = torch.zeros(8, 8)
+        optimizer.step()
+        assert torch.equal(x, torch.ones(8, 8))
+
+    def test_a_grid_that_changes_takes_effect_at_once(self):
+        gradient, moved = torch.randn(4, 48, generator=torch.Generator().manual_seed(0)), []
+        for grids in ([(8, 6), (2, 24)], [(2, 24)]):
+            x = nn.Parameter(torch.zeros(4, 48))
+            optimizer = FieldAdam([x], grid=grids[0])
+            for grid in grids:
+                optimizer.param_groups[0]["grid"] = grid
+                before, x.grad = x.detach().clone(), gradient.clone()
+                optimizer.step()
+            moved.append(x.detach() - before)
+        torch.testing.assert_close(*moved)
 
     def test_a_step_at_rest_teaches_nothing(self):
         x = nn.Parameter(torch.zeros(8, 8))

@@ -17,6 +17,7 @@ from convopt.lab.data import files
 from convopt.lab.data.registry import ENTRIES
 from convopt.lab.runs import Choice
 from convopt.lab.tasks import TASKS
+from convopt.lab.trainer import Trainer
 
 RNG = np.random.default_rng(0)
 GOOD = {
@@ -249,9 +250,14 @@ def test_noisy_labels_are_trained_on_and_those_that_are_wrong_are_known(tmp_path
     noisy = GOOD["y_train"].copy()
     noisy[:30] = (noisy[:30] + 1) % 3
     dataset = data.load(npz(tmp_path, y_train_noisy=noisy))
-    assert (dataset.train.y != dataset.clean).any()
-    record = training.train(experiments.STRESS_CLEAN.run(experiments.SGD, dataset.name, 1, 0))
-    assert "wrong_labels_learnt" in record.curves
+    wrong = dataset.train.y != dataset.clean
+    assert wrong.any()
+    assert torch.equal(dataset.train.y[wrong], (dataset.clean[wrong] + 1) % 3)
+    run = experiments.STRESS_CLEAN.run(experiments.SGD, dataset.name, 1, 0)
+    record, again = training.train(run), Trainer(run)
+    again.train_epoch(next(again.epochs()))
+    accuracy = training.evaluate(again.model, dataset.train[wrong], dataset)["accuracy"]
+    assert record.curves["wrong_labels_learnt"] == [accuracy]
 
 
 def test_a_grid_tells_that_rows_are_flattened_fields(tmp_path):

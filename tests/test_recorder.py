@@ -5,6 +5,7 @@ import torch
 from optimizers import batches, convolutional_model, for_each_optimizer, train
 
 from convopt import ConvolutionalSGD, ConvolutionalSGDv2, KernelRecorder, LocalLossConvSGD
+from convopt.theory.snr import ema_powers
 
 
 @pytest.mark.parametrize("optimizer_class", [LocalLossConvSGD, ConvolutionalSGDv2])
@@ -19,6 +20,19 @@ def test_it_records_kernels_snr_kernel_loss_and_cosine(optimizer_class):
         assert len(recorder.history[name]) == 3
     assert all(0 < cosine <= 1 for cosine in recorder.history["cosine_similarity"])
     assert all(snr > 0 for snr in recorder.history["snr"])
+
+
+def test_the_snr_of_an_optimizer_that_keeps_no_average_is_that_of_the_recorders_own():
+    p = torch.nn.Parameter(torch.zeros(20))
+    optimizer, grads = LocalLossConvSGD([p]), 1 + torch.randn(5, 20)
+    average = grads[0]
+    with KernelRecorder(optimizer, beta=0.9) as recorder:
+        for grad in grads:
+            p.grad = grad.clone()
+            optimizer.step()
+            average = 0.9 * average + 0.1 * grad
+    signal, noise = ema_powers(average, grads[-1])
+    assert recorder.history["snr"][-1] == pytest.approx((signal / noise).item(), rel=1e-4)
 
 
 def test_of_v1_it_records_the_kernel():

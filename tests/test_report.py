@@ -105,6 +105,23 @@ def test_a_claim_is_judged_by_the_paired_interval():
     assert report.claims(claim, few).frame.verdict.tolist() == ["undecided"]
 
 
+@pytest.mark.parametrize("of", ["claims", "differences"])
+def test_p_values_are_corrected_for_the_rows_of_the_table(of):
+    records = [record(experiments.SGD, seed, (0.8 + seed / 100, 0.7)) for seed in range(7)]
+    records += [record(experiments.V1, seed, (0.83 + seed / 100, 0.7 + seed / 1000)) for seed in range(7)]
+
+    def p_values(rows: int) -> list[float]:
+        if of == "claims":
+            repeated = dataclasses.replace(STRESS, claims=STRESS.claims[:1] * rows)
+            return report.claims(repeated, records).frame["p, Holm"].tolist()
+        pairs = [("ConvolutionalSGD", "SGD")] * rows
+        return report.differences(STRESS, records, pairs, ("final",)).frame["p, Holm (final)"].tolist()
+
+    (alone,) = p_values(1)
+    assert 0 < alone < 1 / 3
+    assert p_values(3) == pytest.approx([3 * alone] * 3)
+
+
 def test_differences_are_paired_within_each_condition():
     records = [record(experiments.SGD, seed, (0.8, 0.7 + seed / 100)) for seed in range(3)]
     records += [record(experiments.V1, seed, (0.8, 0.75 + seed / 100)) for seed in range(3)]

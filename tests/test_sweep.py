@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -123,9 +124,11 @@ def test_own_records_come_before_published_ones(tmp_path, records):
     path = tmp_path / "table.parquet"
     write_table(records, path)
     store = Store(tmp_path / "own", published=path)
-    own = sweep.train(RUNS[0])
+    own = replace(records[0], curves={**records[0].curves, "test_accuracy": [0.125]})
     store.save(own)
     assert store.load(RUNS[0]) == own
+    told = {record.run: record for record in store.records()}
+    assert told == {record.run: record for record in [own, *records[1:]]}
     assert len(store.records()) == 4
 
 

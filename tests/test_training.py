@@ -1,6 +1,7 @@
 """A run is reproducible, paired by its seed, and recorded as it went."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy
@@ -121,6 +122,59 @@ def test_runs_of_a_seed_are_paired_across_optimizers():
     ]
     assert torch.equal(first_batches[0], first_batches[1])
     assert not torch.equal(first_batches[0], first_batches[2])
+
+
+@pytest.fixture(scope="module")
+def noisy_epoch():
+    """The record of an epoch with wrong labels, the trainer of another such epoch, and the loss of each of its steps.
+
+    One batch at a time makes no difference.
+    """
+    run = dataclasses.replace(RUN, epochs=1)
+    again = trainer.Trainer(run)
+    losses = [again.train_epoch([batch])[0] for batches in again.epochs() for batch in batches]
+    return training.train(run), again, losses
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_accuracies_are_of_their_split(noisy_epoch, split):
+    record, again, _ = noisy_epoch
+    accuracy = training.evaluate(again.model, getattr(again.dataset, split), again.dataset)["accuracy"]
+    assert record.curves[f"{split}_accuracy"] == [accuracy]
+
+
+def test_the_noisy_accuracy_is_of_validation_images_with_as_many_wrong_labels_as_in_training(noisy_epoch):
+    record, again, _ = noisy_epoch
+    validation = again.dataset.validation
+    noisy = trainer.noisy_targets(again.run, validation, again.dataset, "wrong validation labels")
+    assert (noisy.y != validation.y).float().mean().item() == pytest.approx(again.run.label_noise, abs=0.05)
+    accuracy = training.evaluate(again.model, noisy, again.dataset)["accuracy"]
+    assert record.curves["noisy_validation_accuracy"] == [accuracy]
+    assert record.curves["noisy_validation_accuracy"] != record.curves["validation_accuracy"]
+
+
+def test_the_share_of_wrong_labels_that_is_learnt_is_of_those_alone(noisy_epoch):
+    record, again, _ = noisy_epoch
+    wrong = again.split[again.split.y != again.dataset.train.y]
+    assert len(wrong) == pytest.approx(again.run.label_noise * len(again.split), rel=0.2)
+    accuracy = training.evaluate(again.model, wrong, again.dataset)["accuracy"]
+    assert record.curves["wrong_labels_learnt"] == [accuracy]
+
+
+def test_the_training_loss_is_the_mean_over_batches(noisy_epoch):
+    record, _, losses = noisy_epoch
+    assert record.curves["train_loss"] == [pytest.approx(sum(losses) / len(losses))]
+
+
+def test_a_plateau_of_a_regression_is_where_its_error_no_longer_falls():
+    slow = experiments.with_options(experiments.SGD, lr=1e-4)
+    curves = []
+    for schedule in (Choice.of("plateau"), Choice.of("constant")):
+        recipe = dataclasses.replace(slow, schedule=schedule)
+        curves.append(outcome(training.train(experiments.STRESS_CLEAN.run(recipe, "diabetes", epochs=8, seed=0))))
+    errors = curves[0]["validation_rmse"]
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors))
+    assert curves[0] == curves[1]
 
 
 def test_the_last_incomplete_batch_is_dropped_and_every_image_comes_at_most_once():

@@ -85,6 +85,14 @@ def outcome(planned: plan.Plan, finals: dict[str, list[float]]) -> answer.Outcom
     return answer.Outcome(planned, chosen, compared)
 
 
+def of_a_regression(found: answer.Outcome) -> answer.Outcome:
+    """The same numbers as errors."""
+    for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
+        for split in ("test", "validation"):
+            record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
+    return found
+
+
 NOISE = np.linspace(-0.01, 0.01, 10)
 
 
@@ -149,20 +157,44 @@ def test_each_method_is_drawn_as_in_the_book_and_baselines_are_hollow(planned):
 
 
 def test_differences_are_told_with_digits_that_show_them(planned):
-    found = outcome(planned, {"SGD": list(0.007 + NOISE / 100), "AdamW, cosine": list(0.009 + NOISE / 100)})
-    for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
-        for split in ("test", "validation"):
-            record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
-    told = answer.table(found).text()
+    finals = {"SGD": list(0.007 + NOISE / 100), "AdamW, cosine": list(0.009 + NOISE / 100)}
+    told = answer.table(of_a_regression(outcome(planned, finals))).text()
     assert told["test RMSE"].iloc[0].startswith("0.00700 [")
 
 
 def test_of_a_regression_less_is_better(planned):
-    found = outcome(planned, {"SGD": list(0.7 + NOISE), "AdamW, cosine": list(0.9 + NOISE)})
-    for record in (*found.chosen.values(), *(each for of_it in found.compared.values() for each in of_it)):
-        for split in ("test", "validation"):
-            record.curves[f"{split}_rmse"] = record.curves.pop(f"{split}_accuracy")
+    found = of_a_regression(outcome(planned, {"SGD": list(0.7 + NOISE), "AdamW, cosine": list(0.9 + NOISE)}))
     assert found.baseline == "SGD"
+
+
+@pytest.mark.parametrize(("ours", "recommended"), [(0.8, "WienerSGD"), (1.0, None)], ids=["smaller", "larger"])
+def test_of_a_regression_what_has_the_smaller_error_is_recommended(planned, ours, recommended):
+    finals = {"AdamW, cosine": list(0.9 + NOISE), "WienerSGD": list(ours + NOISE[::-1])}
+    assert of_a_regression(outcome(planned, finals)).recommended() == recommended
+
+
+@pytest.mark.parametrize(("measure", "best"), [("rmse", 1.0), ("accuracy", 2.0)])
+def test_the_best_trial_is_that_with_the_smallest_error_or_the_largest_accuracy(planned, measure, best):
+    trials = planned.search()
+    values = dict(zip([run for run, label in trials.items() if label == "SGD"], (2.0, 1.0), strict=False))
+    records = {
+        run: Record(run, "finished", {f"{split}_{measure}": [value] for split in ("validation", "test")}, [], None, {})
+        for run, value in values.items()
+    }
+    (chosen,) = (values[each.run] for each in answer.best_trials(records, trials).values())
+    assert chosen == best
+
+
+def test_p_values_are_corrected_for_all_methods_from_here(planned):
+    finals = {"AdamW, cosine": list(0.9 + NOISE), "WienerSGD": list(0.95 + NOISE[::-1])}
+    more = {**finals, "WienerAdamW": finals["WienerSGD"]}
+    alone, of_two = (outcome(planned, each).improvements()["WienerSGD"][1] for each in (finals, more))
+    assert alone > 0
+    assert of_two == pytest.approx(2 * alone)
+
+
+def test_the_seed_that_settings_are_chosen_on_is_none_of_those_that_are_compared(planned):
+    assert {run.seed for run in planned.search()}.isdisjoint(range(plan.SEEDS))
 
 
 def test_a_question_looks_and_plans_within_its_budget_before_it_is_answered(noisy_digits, tmp_path):

@@ -50,6 +50,12 @@ TWINNED = [name for name in OURS if hasattr(twins, f"{name}Twin")]
 WIENER = ["WienerSGD", "WienerAdamW"]
 
 
+def test_all_have_a_twin_but_field_adam():
+    """Its steps are tested against formulas in test_fields.py."""
+    without = OURS.keys() - set(TWINNED)
+    assert without == {"FieldAdam"}, "write a twin in tests/twins.py, or say here what it is tested against"
+
+
 @pytest.mark.parametrize("name", [name for name in TWINNED if name not in WIENER])
 def test_the_kernels(name):
     ours, theirs = (convolutional_model() for _ in range(2))

@@ -65,6 +65,17 @@ def train(optimizer, params, grads) -> None:
         optimizer.step()
 
 
+def train_by_halves(optimizer, params, grads) -> None:
+    """A step for each two gradients, which are those of the halves of its batch."""
+    for first, second in zip(grads[::2], grads[1::2], strict=True):
+        for p, grad in zip(params, first, strict=True):
+            p.grad = grad / 2
+        optimizer.mark_half()
+        for p, grad in zip(params, second, strict=True):
+            p.grad += grad / 2
+        optimizer.step()
+
+
 def reference_directions(
     grads: list[torch.Tensor], signal_of: Callable = torch.abs, noise_weight: float = 0.003, ema: float = 0.99
 ) -> list[torch.Tensor]:
@@ -173,14 +184,7 @@ class TestTheFilter:
     def test_of_two_halves_of_a_batch_it_learns_the_same(self, name):
         params = new_params()
         optimizer = make(name, groups(params), second_estimate="half batches", lr=1e-6)
-        grads = gradients(400)[:200]
-        for first, second in zip(grads[::2], grads[1::2], strict=True):
-            for p, grad in zip(params, first, strict=True):
-                p.grad = grad / 2
-            optimizer.mark_half()
-            for p, grad in zip(params, second, strict=True):
-                p.grad += grad / 2
-            optimizer.step()
+        train_by_halves(optimizer, params, gradients(400)[:200])
         learnt = optimizer.snr().parameters["0"]
         assert learnt.coherence[(learnt.frequency > 0) & (learnt.frequency < 0.3)].max() > 0.6
         assert learnt.coherence[learnt.frequency > 0.6].max() < 0.3
@@ -375,7 +379,36 @@ class TestUnusualSteps:
 
     def test_no_gradients_at_all_is_no_step(self, name):
         params = new_params()
-        make(name, groups(params)).step()
+        optimizer = make(name, groups(params))
+        train(optimizer, params, gradients(6)[:3])
+
+        def kept():
+            """But for the gradients of before: there is nothing to compare the next ones with."""
+            states = [{**optimizer.state[p], "second_estimate": None} for p in params]
+            agreement = optimizer.param_groups[0]["annealing"][:-1]  # the last is how large gradients usually are
+            return str([params, *(sorted(state.items()) for state in states), agreement, optimizer.snr()])
+
+        before = kept()
+        optimizer.zero_grad()
+        optimizer.step()
+        assert kept() == before
+
+    def test_a_group_at_rest_does_not_keep_the_others_from_learning(self, name):
+        params = [nn.Parameter(torch.zeros(4, 30)) for _ in range(2)]
+        optimizer = make(name, [{"params": [p], "grid": (6, 5)} for p in params])
+        optimizer.param_groups[0]["lr"] = 0.0
+        train(optimizer, params, [[grad, grad] for grad, _ in gradients(10)[:5]])
+        assert optimizer.snr().parameters["1"].coherence.any()
+
+    @pytest.mark.parametrize("size", [1e-25, 1e25])
+    def test_gradients_whose_squares_float32_does_not_hold_are_compared_all_the_same(self, name, size):
+        rhos = []
+        for by in (1.0, size):
+            params = new_params()
+            optimizer = make(name, params, lr=1e-30)
+            train(optimizer, params, [[by * grad for grad in step] for step in gradients(20)])
+            rhos.append(optimizer.snr().rho)
+        assert rhos[1] == pytest.approx(rhos[0], rel=1e-3)
 
     def test_a_step_that_grad_scaler_skips_is_not_seen(self, name):
         params = new_params()
@@ -437,13 +470,15 @@ class TestUnusualSteps:
 
 @for_each_optimizer
 class TestLikeTorchs:
-    @pytest.mark.parametrize("second_estimate", ["previous step"])
+    @pytest.mark.parametrize(
+        ("second_estimate", "train_on"), [("previous step", train), ("half batches", train_by_halves)]
+    )
     @pytest.mark.parametrize("through", ["state_dict", "pickle"])
-    def test_training_resumed_is_training_that_never_stopped(self, name, through, second_estimate):
-        grads = gradients(60)
+    def test_training_resumed_is_training_that_never_stopped(self, name, through, second_estimate, train_on):
+        grads, options = gradients(60), {"annealing_ema": 0.9, "second_estimate": second_estimate}
         params = new_params()
-        optimizer = make(name, groups(params), annealing_ema=0.9)
-        train(optimizer, params, grads[:31])
+        optimizer = make(name, groups(params), **options)
+        train_on(optimizer, params, grads[:30])
         resumed = [nn.Parameter(p.detach().clone()) for p in params]
         if through == "pickle":
             other = pickle.loads(pickle.dumps(optimizer))
@@ -452,10 +487,11 @@ class TestLikeTorchs:
             buffer = io.BytesIO()
             torch.save(optimizer.state_dict(), buffer)
             buffer.seek(0)
-            other = make(name, groups(resumed), lr=0.7, annealing_ema=0.9)
+            other = make(name, groups(resumed), **{**options, "lr": 0.7})
             other.load_state_dict(torch.load(buffer, weights_only=True))
         for one, p in ((optimizer, params), (other, resumed)):
-            train(one, p, grads[31:])
+            train_on(one, p, grads[30:])
+        assert 0 < optimizer.snr().factor == other.snr().factor < 1
         assert all(torch.equal(a, b) for a, b in zip(params, resumed, strict=True))
 
     def test_a_schedule_comes_on_top_and_a_tensor_is_a_learning_rate_too(self, name):
