@@ -7,6 +7,7 @@ import pytest
 import pytorch_optimizer
 import schedulefree
 import torch
+from torch import nn
 
 from convopt import ConvolutionalSGDv2, SNRAnnealing
 
@@ -370,3 +371,16 @@ def test_what_cannot_be_annealed_is_refused():
     annealing = SNRAnnealing(torch.optim.SGD(params))
     with pytest.raises(ValueError, match="2 previous gradients, got 1"):
         annealing.load_state_dict({"previous": [None]})
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_steps_without_any_gradient_change_no_statistics(every):
+    p = nn.Parameter(torch.zeros(5))
+    annealing = SNRAnnealing(torch.optim.SGD([p], lr=0.1), every=every)
+    for p.grad in torch.randn(20, 5, generator=torch.Generator().manual_seed(0)):
+        annealing.optimizer.step()
+    before = annealing.state_dict()["statistics"].clone()
+    annealing.optimizer.zero_grad()
+    for _ in range(20):
+        annealing.optimizer.step()
+    assert torch.equal(annealing.state_dict()["statistics"], before)

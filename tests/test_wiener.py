@@ -385,12 +385,13 @@ class TestUnusualSteps:
         def kept():
             """But for the gradients of before: there is nothing to compare the next ones with."""
             states = [{**optimizer.state[p], "second_estimate": None} for p in params]
-            agreement = optimizer.param_groups[0]["annealing"][:-1]  # the last is how large gradients usually are
+            agreement = optimizer.param_groups[0]["annealing"]
             return str([params, *(sorted(state.items()) for state in states), agreement, optimizer.snr()])
 
         before = kept()
         optimizer.zero_grad()
-        optimizer.step()
+        for _ in range(5):
+            optimizer.step()
         assert kept() == before
 
     def test_a_group_at_rest_does_not_keep_the_others_from_learning(self, name):

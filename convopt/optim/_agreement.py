@@ -84,7 +84,9 @@ class Annealer(NamedTuple):
         return ordinary
 
     def judge(self, powers: list[Scalar]) -> bool | Tensor:
-        """Whether gradients of these powers may teach, where they are compared with none yet."""
+        """Whether gradients of these powers may teach, where they are compared with none yet. None change nothing."""
+        if not powers:
+            return True
         ordinary, usual = judge(sum(powers), value_of(self.learnt[-1]))
         self.learnt[-1] = usual
         return ordinary
