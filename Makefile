@@ -108,7 +108,7 @@ test: $(TESTED)  ## run the tests, except the slow ones, if anything has changed
 	@echo "The tests pass on the files as they are. (make retest runs them again.)"
 
 $(TESTED): $(READY) $(SOURCES)
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 	touch $@
 
 retest:  ## run the tests whether or not anything has changed
@@ -116,7 +116,7 @@ retest:  ## run the tests whether or not anything has changed
 	$(MAKE) test
 
 test-all: $(READY)  ## run all tests
-	$(BIN)/pytest -n auto -m ''
+	$(BIN)/pytest -n auto --dist worksteal -m ''
 
 test-torch: $(TORCH_VENV)/.ready  ## test the optimizers and the theory with another torch (TORCH=2.6.0), in a .venv of its own
 	$(TORCH_VENV)/bin/python -m pytest -n auto -rfEs $(TORCH_TESTS)
