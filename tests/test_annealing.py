@@ -7,7 +7,6 @@ import pytest
 import pytorch_optimizer
 import schedulefree
 import torch
-from torch import nn
 
 from convopt import ConvolutionalSGDv2, SNRAnnealing
 
@@ -156,14 +155,23 @@ def test_it_comes_on_top_of_a_schedule():
         assert optimizer.param_groups[0]["lr"] == pytest.approx(0.9 ** (step + 1))
 
 
+def trained_on(grads, lr: float, **options) -> SNRAnnealing:
+    """What is around SGD after a step for each gradient."""
+    params = new_params()
+    annealing = SNRAnnealing(torch.optim.SGD(params, lr=lr), **options)
+    train(annealing.optimizer, params, grads)
+    return annealing
+
+
+def scaled(grads, by: float) -> list[list[torch.Tensor]]:
+    return [[by * grad for grad in step] for step in grads]
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 def test_multiplying_the_loss_by_a_constant_changes_nothing(scale):
     factors = []
     for by in (1.0, scale):
-        params = new_params()
-        optimizer = torch.optim.SGD(params, lr=1e-9)
-        annealing = SNRAnnealing(optimizer, warmup=10, ema=0.9)
-        train(optimizer, params, [[by * grad for grad in step] for step in gradients(80)])
+        annealing = trained_on(scaled(gradients(80), by), lr=1e-9, warmup=10, ema=0.9)
         factors.append(annealing.factor())
     assert factors[1] == pytest.approx(factors[0], rel=1e-4)
     assert factors[0] < 1
@@ -171,25 +179,13 @@ def test_multiplying_the_loss_by_a_constant_changes_nothing(scale):
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
 def test_gradients_whose_squares_float32_does_not_hold_are_compared_all_the_same(size):
-    rhos = []
-    for by in (1.0, size):
-        params = new_params()
-        optimizer = torch.optim.SGD(params, lr=1e-30)
-        annealing = SNRAnnealing(optimizer, every=1)
-        train(optimizer, params, [[by * grad for grad in step] for step in gradients(20)])
-        rhos.append(annealing.rho())
+    rhos = [trained_on(scaled(gradients(20), by), lr=1e-30, every=1).rho() for by in (1.0, size)]
     assert rhos[1] == pytest.approx(rhos[0], rel=1e-3)
 
 
 def test_unless_told_otherwise_it_is_as_documented():
-    factors = []
     documented = {"onset": 0.8, "power": 1.5, "warmup": 200, "ema": 0.999, "read_every": 1, "every": 4}
-    for options in ({}, documented):
-        params = new_params()
-        optimizer = torch.optim.SGD(params, lr=0.1)
-        annealing = SNRAnnealing(optimizer, **options)
-        train(optimizer, params, gradients(600))
-        factors.append(annealing.factor())
+    factors = [trained_on(gradients(600), lr=0.1, **options).factor() for options in ({}, documented)]
     assert factors[0] == factors[1] < 1
 
 
@@ -197,10 +193,7 @@ def test_unless_told_otherwise_it_is_as_documented():
 def test_a_gradient_of_up_to_thirty_times_the_usual_norm_teaches(norm, teaches):
     powers = []
     for last in (1.0, norm):
-        params = new_params()
-        optimizer = torch.optim.SGD(params, lr=1e-9)
-        annealing = SNRAnnealing(optimizer, every=1)
-        train(optimizer, params, [[k * torch.ones(6, 5)] * 2 for k in (*[1.0] * 9, last)])
+        annealing = trained_on([[k * torch.ones(6, 5)] * 2 for k in (*[1.0] * 9, last)], lr=1e-9, every=1)
         powers.append(annealing.state_dict()["statistics"][2].item())
     assert (powers[1] > 10 * powers[0]) == teaches
     assert teaches or powers[1] == pytest.approx(powers[0])
@@ -375,10 +368,7 @@ def test_what_cannot_be_annealed_is_refused():
 
 @pytest.mark.parametrize("every", [1, 4])
 def test_steps_without_any_gradient_change_no_statistics(every):
-    p = nn.Parameter(torch.zeros(5))
-    annealing = SNRAnnealing(torch.optim.SGD([p], lr=0.1), every=every)
-    for p.grad in torch.randn(20, 5, generator=torch.Generator().manual_seed(0)):
-        annealing.optimizer.step()
+    annealing = trained_on(gradients(20), lr=0.1, every=every)
     before = annealing.state_dict()["statistics"].clone()
     annealing.optimizer.zero_grad()
     for _ in range(20):

@@ -83,3 +83,11 @@ def test_a_trial_that_came_to_nothing_is_never_chosen(spoilt):
 
     chosen = searches.choose(experiments.find("04-wiener-tuning"), load)
     assert chosen["clean labels: SGD"] == 0.03
+
+
+def test_a_damaged_file_of_choices_is_named_with_how_to_get_it_back(tmp_path, monkeypatch):
+    path = tmp_path / "chosen.json"
+    path.write_text('{"11-baselines-tuning": ')
+    monkeypatch.setattr(experiments.search, "CHOSEN_FILE", path)
+    with pytest.raises(ValueError, match=f"{path} is damaged .*git checkout -- {path}"):
+        experiments.read_choices()

@@ -139,11 +139,18 @@ def _require_store(folder: str | None) -> None:
 
 
 def _warn_of_mixed_data(shown: Iterable[Record]) -> None:
-    """A line on data sets that were not the same in all records: their means are of different things."""
-    for dataset, checksums in sorted(records.checksums(shown).items()):
-        if len(checksums) > 1:
-            told = f"records of {dataset} are of different data, with the checksums {', '.join(sorted(checksums))}"
-            print(f"convopt: note: {told}; `convopt records check` names those of other data", file=sys.stderr)
+    for told in _mixed_data(shown):
+        print(f"convopt: note: {told}", file=sys.stderr)
+
+
+def _mixed_data(of_records: Iterable[Record]) -> list[str]:
+    """A line on each data set that was not the same in all records: their means are of different things."""
+    return [
+        f"records of {dataset} are of different data, with the checksums {', '.join(sorted(checksums))}; "
+        "`convopt records check` names those of other data"
+        for dataset, checksums in sorted(records.checksums(of_records).items())
+        if len(checksums) > 1
+    ]
 
 
 def _print_tables(tables: Iterable[tuple[Experiment, list[Record], str | None]], options: argparse.Namespace) -> None:
@@ -196,14 +203,15 @@ def publish_records(options: argparse.Namespace) -> int:
     published = workspace.project_folder() / workspace.PUBLISHED
     store = records.Store(options.store, published=published)
     runs = experiments.published_runs()
-    own = {path.stem for path in store.paths() if records.read_record(path)}  # RecordsError: it would be left out
-    found = [record for run in runs if (record := store.load(run)) is not None]
+    # A record that cannot be read is an error here: elsewhere it would be left out.
+    own = {record.run: record for record in map(records.read_record, store.paths())}
+    found = [record for run in runs if (record := own.get(run) or store.load(run)) is not None]
     if len(found) < len(runs):
         raise RuntimeError(
             f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
             "`convopt run EXPERIMENT` makes them"
         )
-    new = sum(record.run.id in own for record in found)
+    new = sum(record.run in own for record in found)
     if not new:  # what was published before would be written again, and called new
         raise ValueError(f"store must be a folder with records of published runs, got {quoted(options.store)}")
     _require_publishable(found)
@@ -221,12 +229,8 @@ def _require_publishable(found: list[Record]) -> None:
     unended = [record.run.id for record in found if record.status == "training"]
     if unended:
         raise RuntimeError(f"published runs must have ended, got {len(unended)} that have not, {unended[0]} the first")
-    for dataset, checksums in records.checksums(found).items():
-        if len(checksums) > 1:
-            raise RuntimeError(
-                f"published runs on {dataset} must be of the same data, got the checksums "
-                f"{', '.join(sorted(checksums))}; `convopt records check` names those of other data"
-            )
+    if mixed := _mixed_data(found):
+        raise RuntimeError(f"published runs on a data set must be of the same data: {mixed[0]}")
 
 
 def choose_settings(options: argparse.Namespace) -> int:

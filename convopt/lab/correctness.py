@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from convopt.lab import data, workspace
+from convopt.lab.names import damaged
 from convopt.lab.predictions import pack, unpack
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table, format_interval
@@ -42,7 +43,7 @@ def _published_labels() -> dict[str, dict[str, str]]:
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); `git checkout -- {path}` brings it back") from error
+        raise ValueError(damaged(path, error)) from error
 
 
 def packed_labels(records: Iterable[Record]) -> dict[str, dict[str, str]]:

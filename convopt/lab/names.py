@@ -26,6 +26,14 @@ def quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
+def damaged(path: object, error: Exception) -> str:
+    """What is said of a file of the project that cannot be read."""
+    return (
+        f"{path} is damaged ({in_a_line(error)}); where it is under version control, "
+        f"`git checkout -- {path}` brings it back"
+    )
+
+
 def in_a_line(error: Exception) -> str:
     """An error's kind, as tracebacks name it, and the first line of what it says."""
     kind, said = type(error), str(error).strip().partition("\n")[0]

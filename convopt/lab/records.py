@@ -17,7 +17,7 @@ import pandas as pd
 
 from convopt.lab.curves import CURVES, SECONDS
 from convopt.lab.folders import require_folder
-from convopt.lab.names import in_a_line
+from convopt.lab.names import damaged, in_a_line
 from convopt.lab.predictions import References, from_bytes, references, to_bytes
 from convopt.lab.rounding import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, with_digits
 from convopt.lab.runs import Run
@@ -333,10 +333,7 @@ class Table:
         except FileNotFoundError:
             raise
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RecordsError(
-                f"{self._path} is damaged ({in_a_line(error)}); where it is under version control, "
-                f"`git checkout -- {self._path}` brings it back"
-            ) from error
+            raise RecordsError(damaged(self._path, error)) from error
 
 
 def read_table(path: Path) -> list[Record]:

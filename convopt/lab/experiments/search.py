@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from convopt.lab.experiments.arms import Arm
+from convopt.lab.names import damaged
 
 CHOSEN_FILE = Path(__file__).with_name("chosen.json")
 """What was chosen, by the name of the experiment that searched and by what it was chosen for."""
@@ -50,10 +51,7 @@ def read_choices() -> Choices:
     try:
         return json.loads(CHOSEN_FILE.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(
-            f"{CHOSEN_FILE} is damaged ({error}); where it is under version control, "
-            f"`git checkout -- {CHOSEN_FILE}` brings it back"
-        ) from error
+        raise ValueError(damaged(CHOSEN_FILE, error)) from error
 
 
 _chosen = cache(read_choices)  # of which experiments are made, when they are imported
