@@ -1,7 +1,7 @@
-"""Training on shards, for ``torchrun``: ``sharded.py FOLDER MODE`` leaves what was learnt in the folder.
+"""Training on shards, for ``torchrun``: ``sharded.py FOLDER MODE...`` leaves what was learnt in the folder.
 
-Modes: "save" trains parameters of ``fully_shard`` and saves a checkpoint halfway, "resume" goes on from that, "tensor"
-trains in tensor parallel.
+Modes: "save" trains parameters of ``fully_shard`` and saves a checkpoint halfway, "resume" goes on from that of two
+ranks, "tensor" trains in tensor parallel.
 """
 
 import sys
@@ -100,9 +100,18 @@ def in_tensor_parallel(model: nn.Module) -> None:
     parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
-def main(folder: Path, mode: str) -> None:
+def main(folder: Path, *modes: str) -> None:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
+    for mode in modes:
+        learnt = learn(folder, mode)
+        if dist.get_rank() == 0:
+            torch.save(learnt, folder / f"{mode}-{dist.get_world_size()}.pt")
+    dist.destroy_process_group()
+
+
+def learn(folder: Path, mode: str) -> dict[str, dict[str, torch.Tensor]]:
+    """What each training has learnt."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     share = (0, 1) if mode == "tensor" else (rank, ranks)
     learnt = {}
@@ -111,17 +120,15 @@ def main(folder: Path, mode: str) -> None:
             continue  # refused, see test_distributed.py
         training = Training(name, in_tensor_parallel if mode == "tensor" else fully_shard)
         if mode == "resume":
-            training.load(folder / name)
+            training.load(folder / "2" / name)
         else:
             training.run(slice(HALF), *share)
         if mode == "save":
-            dcp.save(training.saved(), checkpoint_id=folder / name)
+            dcp.save(training.saved(), checkpoint_id=folder / str(ranks) / name)
         training.run(slice(HALF, None), *share)
         learnt[name] = training.learnt()
-    if rank == 0:
-        torch.save(learnt, folder / f"{mode}-{ranks}.pt")
-    dist.destroy_process_group()
+    return learnt
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])
