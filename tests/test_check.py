@@ -5,8 +5,10 @@ import json
 import tempfile
 from dataclasses import replace
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from convopt.cli import main
 from convopt.lab import check, data, experiments, training
-from convopt.lab.records import Record, RecordsError, Store, read_table, write_table
+from convopt.lab.records import Record, RecordsError, Store, Table, write_table
 from convopt.lab.runs import Choice
 from convopt.lab.workspace import PUBLISHED
 
@@ -45,7 +47,7 @@ def test_a_record_of_ones_own_network_has_no_fault_though_it_cannot_be_imported_
 def test_a_table_keeps_records_with_and_without_predictions(tmp_path, record):
     records = [replace(record, predictions={}), replace(record, run=replace(RUN, seed=RUN.seed + 1))]
     write_table(records, tmp_path / "table.parquet")
-    kept = {each.run: each.predictions for each in read_table(tmp_path / "table.parquet")}
+    kept = {each.run: each.predictions for each in Table(tmp_path / "table.parquet").records()}
     assert kept == {each.run: each.predictions for each in records}
     assert record.predictions
 
@@ -156,7 +158,7 @@ def test_no_damage_of_a_table_passes_for_other_numbers(where, bit):
         path = Path(folder) / "table.parquet"
         path.write_bytes(content)
         try:
-            (found,) = read_table(path)
+            (found,) = Table(path).records()
         except (RecordsError, OSError):
             return
     assert found.to_json() == _trained().to_json()
@@ -172,6 +174,15 @@ def _table_of_one() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         write_table([_trained()], Path(folder) / "table.parquet")
         return (Path(folder) / "table.parquet").read_bytes()
+
+
+def test_a_table_that_calls_a_run_by_another_name_is_damaged(tmp_path):
+    path = tmp_path / "table.parquet"
+    frame = pd.read_parquet(BytesIO(_table_of_one()))
+    frame.assign(id="0" * 16).to_parquet(path)
+    for read in (Table.runs, Table.records):
+        with pytest.raises(RecordsError, match="hashes to"):
+            read(Table(path))
 
 
 def test_a_damaged_table_is_one_finding(tmp_path, record):

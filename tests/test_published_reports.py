@@ -11,21 +11,27 @@ from pathlib import Path
 import pytest
 
 from convopt.lab import experiments, report, workspace
-from convopt.lab.records import Record
+from convopt.lab.records import Table
+from convopt.lab.runs import Run
 
 ACCEPTED = Path(__file__).with_name("published_reports.json")
 
 
 @cache
-def _published() -> list[Record]:
-    return workspace.published_records()
+def _published() -> Table:
+    return workspace.published()
+
+
+@cache
+def _recorded() -> list[Run]:
+    return _published().runs()
 
 
 def digest(name: str) -> str:
     """Of the experiment's JSON report, numbers to nine digits."""
     experiment = experiments.find(name)
     wanted = set(experiment.runs())
-    rows = report.rows(experiment, [record for record in _published() if record.run in wanted])
+    rows = report.rows(experiment, [_published().load(run) for run in _recorded() if run in wanted])
     rounded = json.loads(json.dumps(rows), parse_float=lambda text: float(f"{float(text):.9g}"))
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
 

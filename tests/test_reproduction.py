@@ -216,7 +216,7 @@ def test_reproduce_trains_all_anew_keeps_the_published_and_goes_on(project, publ
     assert EXPERIMENT.title in said
     assert "+0.0 [+0.0, +0.0]" in said
     assert (project / PUBLISHED).read_bytes() == before
-    assert len(Store(store).records()) == 6
+    assert len(Store(store).runs()) == 6
     assert main(["reproduce", "--experiment", "06-stress-test"]) == 0
     assert len(trained) == 5
 

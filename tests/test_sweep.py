@@ -17,7 +17,7 @@ import pytest
 from convopt.cli import main
 from convopt.lab import experiments, sweep, training
 from convopt.lab.data import DataError
-from convopt.lab.records import Failure, Store, read_table, write_table
+from convopt.lab.records import Failure, Store, Table, write_table
 from convopt.lab.workspace import PUBLISHED
 
 RUNS = experiments.find("06-stress-test").runs("digits", range(2), epochs=1)
@@ -95,11 +95,11 @@ def test_a_record_that_does_not_parse_is_named_and_run_again(tmp_path, records):
     empty = tmp_path / f"{RUNS[2].id}.json"
     empty.write_bytes(b"")
     with warned_of(broken, wrong, empty):
-        assert store.records() == records[3:]
+        assert [store.load(run) for run in store.runs()] == records[3:]
     with warned_of(broken, wrong, empty):
         again = sweep.sweep(RUNS[:4], store, jobs=1)
     assert [curves(record) for record in again] == [curves(record) for record in records]
-    assert len(store.records()) == 4
+    assert len(store.runs()) == 4
 
 
 def test_a_record_under_the_name_of_another_run_is_not_taken_for_it(tmp_path, records):
@@ -113,10 +113,12 @@ def test_a_record_under_the_name_of_another_run_is_not_taken_for_it(tmp_path, re
 def test_a_table_holds_the_same_records(tmp_path, records):
     path = tmp_path / "table.parquet"
     write_table(records, path)
-    assert sorted(read_table(path), key=lambda r: r.run.id) == sorted(records, key=lambda r: r.run.id)
+    table = Table(path)
+    assert sorted(table.records(), key=lambda r: r.run.id) == sorted(records, key=lambda r: r.run.id)
+    assert table.runs() == [record.run for record in table.records()]
     store = Store(tmp_path / "own", published=path)
     assert store.load(RUNS[0]) == records[0]
-    assert len(store.records()) == 4
+    assert len(store.runs()) == 4
     assert not (tmp_path / "own").exists()
 
 
@@ -127,9 +129,9 @@ def test_own_records_come_before_published_ones(tmp_path, records):
     own = replace(records[0], curves={**records[0].curves, "test_accuracy": [0.125]})
     store.save(own)
     assert store.load(RUNS[0]) == own
-    told = {record.run: record for record in store.records()}
+    told = {run: store.load(run) for run in store.runs()}
     assert told == {record.run: record for record in [own, *records[1:]]}
-    assert len(store.records()) == 4
+    assert len(store.runs()) == 4
 
 
 def test_what_is_written_leaves_no_temporary_files(tmp_path, records):
@@ -154,7 +156,7 @@ def test_a_failing_run_does_not_keep_the_others_and_is_left_alone_until_told_oth
             sweep.sweep([BAD, RUNS[0]], store)
     with pytest.raises(sweep.SweepError, match=said):
         sweep.sweep([BAD, RUNS[0]], store, jobs=1, retry_failed=True)
-    assert [record.run for record in store.records()] == [RUNS[0]]
+    assert store.runs() == [RUNS[0]]
 
 
 def test_the_command_lists_failed_runs_and_retries_them(tmp_path, records, capsys):
@@ -222,7 +224,7 @@ def test_two_sweeps_over_one_store_lose_nothing(tmp_path):
     outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(run.id for run in RUNS[:ARMS])
-    assert len(Store(tmp_path).records()) == ARMS
+    assert len(Store(tmp_path).runs()) == ARMS
 
 
 @pytest.mark.slow
@@ -242,7 +244,7 @@ def test_control_c_keeps_what_was_finished_and_leaves_no_process(tmp_path, jobs)
     assert "Traceback" not in said
     assert len(family) >= (jobs == "2") * 2
     assert not psutil.wait_procs(family, timeout=20)[1]
-    kept = Store(tmp_path).records()
+    kept = Store(tmp_path).runs()
     assert 2 <= len(kept) < len(RUNS)
     assert not list(tmp_path.glob(".*"))
 

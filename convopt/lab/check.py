@@ -9,7 +9,7 @@ from typing import NamedTuple
 from convopt.lab import data, networks
 from convopt.lab.experiments import EXPERIMENTS
 from convopt.lab.names import in_a_line
-from convopt.lab.records import Record, RecordsError, Store, read_record, read_table
+from convopt.lab.records import Record, RecordsError, Store, Table, read_record
 from convopt.lab.runs import Choice, Run
 from convopt.lab.training import train
 
@@ -49,7 +49,7 @@ def _read(folder: Path, published: Path | None) -> Iterator[tuple[str, Record | 
             yield str(path), error
     if published is not None:
         try:
-            for record in read_table(published):
+            for record in Table(published).records():
                 yield f"{published}, {record.run.id}", record
         except RecordsError as error:
             yield str(published), error

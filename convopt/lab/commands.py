@@ -45,13 +45,15 @@ def report_experiments(options: argparse.Namespace) -> int:
     _complete_dataset(options)
     chosen = _taking(_chosen([options.experiment], options.only), options.dataset)
     _require_store(options.store)
-    found = workspace.open_store(options.store).records()
+    store = workspace.open_store(options.store)
+    recorded = store.runs()
     tables: list[tuple[Experiment, list[Record], str | None]] = []
     for experiment in chosen:
-        selected = select(experiment, found, options.dataset, _seeds(experiment, options), options.epochs)
+        selected = select(experiment, recorded, options.dataset, _seeds(experiment, options), options.epochs)
         if (note := selected.note()) is not None:
             print(f"convopt: note: {experiment.name}: {note}", file=sys.stderr)
-        tables.append((experiment, selected.shown, selected.told_of_others()))
+        shown = [record for run in selected.shown if (record := store.load(run)) is not None]
+        tables.append((experiment, shown, selected.told_of_others()))
     _warn_of_mixed_data(record for _, shown, _ in tables for record in shown)
     _print_tables(tables, options)
     return 0
@@ -89,8 +91,7 @@ def list_pages(options: argparse.Namespace) -> int:
 
     _complete_dataset(options)
     _require_store(options.store)
-    recorded = {record.run for record in workspace.open_store(options.store).records()}
-    pages = catalogue(recorded, options.dataset)
+    pages = catalogue(set(workspace.open_store(options.store).runs()), options.dataset)
     print(json.dumps(pages, indent=1) if options.json else as_text(pages))
     return 0
 

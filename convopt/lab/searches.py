@@ -40,8 +40,8 @@ def score(record: Record) -> float:
     """What is known of a trial, of which more is better; of one that diverged, or whose outcome is nan, the least."""
     if record.status != "finished":
         return -math.inf
-    score = measured(record, "validation") * (1 if record.measure.higher_is_better else -1)
-    return -math.inf if math.isnan(score) else score
+    reached = measured(record, "validation") * (1 if record.measure.higher_is_better else -1)
+    return -math.inf if math.isnan(reached) else reached
 
 
 def validation(record: Record) -> float:

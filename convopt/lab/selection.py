@@ -1,4 +1,4 @@
-"""Which records of an experiment a report shows, and which others there are."""
+"""Which recorded runs of an experiment a report shows, and which others there are."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -6,23 +6,23 @@ from dataclasses import dataclass
 
 from convopt.lab import experiments
 from convopt.lab.experiments import Experiment
-from convopt.lab.records import Record
+from convopt.lab.runs import Run
 
 DEFAULT_DATASET = "mnist"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Records of one experiment.
+    """Recorded runs of one experiment.
 
     Attributes:
         shown: those that are asked for.
-        others: the rest of the experiment's records.
+        others: the rest of the experiment's.
         exact: whether ``shown`` are of the very data set, seeds and epochs that are asked for.
     """
 
-    shown: list[Record]
-    others: list[Record]
+    shown: list[Run]
+    others: list[Run]
     exact: bool
 
     def note(self) -> str | None:
@@ -40,7 +40,7 @@ class Selection:
 
 def select(
     experiment: Experiment,
-    records: Iterable[Record],
+    recorded: Iterable[Run],
     dataset: str | None = None,
     seeds: Iterable[int] | None = None,
     epochs: int | None = None,
@@ -51,10 +51,10 @@ def select(
     asked for. Where there is nothing of it, other epochs and then other data sets stand in for what was left open. Runs
     that only tuned something are not mentioned, though their settings may be an arm's.
     """
-    own = [record for record in records if experiment.label(record.run)]
+    own = [run for run in recorded if experiment.label(run)]
     seeds = None if seeds is None else list(seeds)
-    all_datasets = {record.run.dataset for record in own}
-    all_epochs = {record.run.epochs for record in own}
+    all_datasets = {run.dataset for run in own}
+    all_epochs = {run.epochs for run in own}
     datasets = {dataset or DEFAULT_DATASET}
     choices = [
         (datasets, {epochs}),
@@ -64,16 +64,15 @@ def select(
     found = []
     for some_datasets, some_epochs in choices:
         wanted = {run for name in some_datasets for count in some_epochs for run in experiment.runs(name, seeds, count)}
-        found.append([record for record in own if record.run in wanted])
+        found.append([run for run in own if run in wanted])
     shown = next(filter(None, found), [])
-    runs = {record.run for record in shown}
-    runs |= set() if experiment.is_search else experiments.tuning_runs()
-    return Selection(shown, [record for record in own if record.run not in runs], exact=bool(found[0]))
+    told = set(shown) | (set() if experiment.is_search else experiments.tuning_runs())
+    return Selection(shown, [run for run in own if run not in told], exact=bool(found[0]))
 
 
-def _told(records: Iterable[Record]) -> str:
+def _told(runs: Iterable[Run]) -> str:
     """ "digits with 5 epochs (7 runs), mnist with 30 epochs (70 runs)" """
-    counts = Counter((record.run.dataset, record.run.epochs) for record in records)
+    counts = Counter((run.dataset, run.epochs) for run in runs)
     return ", ".join(
         f"{dataset} with {epochs} epoch{'s' * (epochs != 1)} ({count} run{'s' * (count != 1)})"
         for (dataset, epochs), count in sorted(counts.items())

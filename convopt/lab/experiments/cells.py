@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ class Tuning:
         """The name of the second search."""
         return f"{self.name}-neighbours"
 
+    @cached_property
     def searches(self) -> dict[str, Search]:
         """The trials of both, by name."""
         return {self.first: tuple(self._first()), self.second: tuple(self._second())}
@@ -135,12 +137,11 @@ class Tuning:
             self.first: f"{what}: {TRIALS} trials of each on the validation data",
             self.second: f"{what}: the best of those trials, and its neighbours",
         }
-        searches = self.searches()
         return tuple(
             Experiment(
                 name=name,
                 title=title,
-                arms=tuple(trial.arm for trial in searches[name]),
+                arms=tuple(trial.arm for trial in self.searches[name]),
                 seeds=1,
                 first_seed=TUNING_SEED,
                 is_search=True,

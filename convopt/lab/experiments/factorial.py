@@ -186,7 +186,7 @@ TUNING = Tuning(PAGE, {**CELLS, **CELLS_ELSEWHERE})
 _TUNINGS = TUNING, Tuning(RELATED_PAGE, RELATED)
 _TUNING_OF = {label: tuning for tuning in _TUNINGS for label in tuning.cells}
 
-SEARCHES = {name: search for tuning in _TUNINGS for name, search in tuning.searches().items()}
+SEARCHES = {name: search for tuning in _TUNINGS for name, search in tuning.searches.items()}
 
 
 def chosen_settings(label: str) -> dict[str, Any]:

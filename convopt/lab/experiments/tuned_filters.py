@@ -47,7 +47,7 @@ def _cell(task: str, base: str, gradient: str) -> Cell:
 _CELLS = [_cell(task, *pair) for task, pairs in COMPARED.items() if task != MNIST for pair in pairs]
 _TUNING = Tuning(f"{PAGE}-tuned", {cell.label: cell for cell in _CELLS})
 
-SEARCHES = _TUNING.searches()
+SEARCHES = _TUNING.searches
 
 
 def _arm(task: str, base: str, gradient: str) -> Arm | None:
