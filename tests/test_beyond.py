@@ -79,6 +79,18 @@ def test_a_loss_is_certain_where_its_interval_lies_below_zero():
     assert (beyond.harmed(cells), beyond.certainly_harmed(cells)) == (2, 1)
 
 
+def test_a_gain_is_certain_where_it_passes_a_test_corrected_for_all_comparisons():
+    of_each = {"SGD": (1.0, 0.02), "AdamW": (1.0, 0.03), "Muon": (-1.0, 0.001)}  # of three, times 2, 1 and 3
+    cells = {
+        Cell(DIGITS, base, TUNED): CrossedComparison(Interval(mean, mean - 0.5, mean + 0.5), p, 1.0)
+        for base, (mean, p) in of_each.items()
+    }
+    assert beyond.certainly_gained(cells) == [Cell(DIGITS, base, TUNED) for base in ("SGD", "AdamW")]
+    more = {**cells, Cell(DIGITS, "Lion", TUNED): CrossedComparison(Interval(0.0, -1.0, 1.0), 0.9, 1.0)}
+    assert beyond.certainly_gained(more) == []
+    assert beyond.above_zero(more) == 2
+
+
 def test_the_best_rate_is_that_of_the_validation_data():
     def share_of(label: str) -> float:
         if not label.startswith(DIGITS):

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from convopt.lab.correctness import Pair, compare, difference
+from convopt.lab.correctness import ALPHA, Pair, compare, difference
 from convopt.lab.experiments.beyond_mnist import ATTACHED, BASES, FACTORS, SELDOM_ON, TASKS, label
 from convopt.lab.experiments.tuned_filters import COMPARED, RAW, arm_label
 from convopt.lab.records import Record, finished
 from convopt.lab.report import Table
 from convopt.lab.searches import score
-from convopt.lab.stats import CrossedComparison, Interval
+from convopt.lab.stats import CrossedComparison, Interval, holm
 from convopt.lab.study import Results
 
 HARM = -0.5
@@ -179,6 +179,17 @@ def harmed(cells: dict[Cell, CrossedComparison]) -> int:
 def certainly_harmed(cells: dict[Cell, CrossedComparison]) -> int:
     """How many lose: their interval lies below zero."""
     return sum(each.interval.excludes_zero and each.interval.mean < 0 for each in cells.values())
+
+
+def certainly_gained(cells: dict[Cell, CrossedComparison]) -> list[Cell]:
+    """Where there is a gain that passes a test at level 0.05, with Holm's correction over all of the comparisons."""
+    corrected = holm([each.p for each in cells.values()])
+    return [cell for cell, p in zip(cells, corrected, strict=True) if p < ALPHA and cells[cell].interval.mean > 0]
+
+
+def above_zero(cells: dict[Cell, CrossedComparison]) -> int:
+    """How many intervals lie above zero."""
+    return sum(each.interval.excludes_zero and each.interval.mean > 0 for each in cells.values())
 
 
 def median_of(cells: dict[Cell, CrossedComparison]) -> float:
