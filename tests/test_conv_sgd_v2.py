@@ -136,3 +136,12 @@ def test_statistics_compare_the_gradient_with_its_average():
     torch.testing.assert_close(statistics["snr"], signal.square().sum() / (p.grad - signal).square().sum())
     torch.testing.assert_close(statistics["cosine_similarity"], torch.tensor(1.0))
     torch.testing.assert_close(statistics["kernel_loss"], (p.grad - signal).square().mean())
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-21, 1e-20, 1e19, 1e20])
+def test_a_gradient_whose_squares_leave_the_range_does_not_spoil_what_is_smoothed_after_it(scale):
+    odd, usual, alone = parameter((8, 8)), parameter((8, 8), seed=1), parameter((8, 8), seed=1)
+    odd.grad.mul_(scale)
+    ConvolutionalSGDv2([odd, usual], kernel_update_every=1).step()
+    ConvolutionalSGDv2([alone], kernel_update_every=1).step()
+    torch.testing.assert_close(usual, alone)

@@ -237,3 +237,16 @@ def test_what_keeps_an_image_does_not_hide_it(function):
 )
 def test_a_pooling_that_tells_its_indices_makes_images_too(pooling):
     assert grids(Behind(pooling, 16), torch.zeros(1, 1, 8, 8)) == {"flat.weight": (1, 4, 4)}
+
+
+def test_a_batch_of_one_that_is_squeezed_to_a_number_is_followed_to_its_end():
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = nn.Conv2d(1, 1, 28)
+
+        def forward(self, x):
+            return self.convolution(x).squeeze()
+
+    groups, _ = spatial_param_groups(Critic(), torch.zeros(1, 1, 28, 28))
+    assert [group["grid"] for group in groups] == [None, (28, 28)]

@@ -186,3 +186,28 @@ def test_degenerate_statistics():
     assert all(loss(taps, unknown).value.isnan() for loss in OF_TAPS.values())
     with pytest.raises(ValueError, match=r"3 elements.*\(5,\)"):
         kernel_loss.cross_loss_of_taps(torch.ones(5), nothing)
+
+
+def test_gradients_of_different_shapes_are_refused():
+    y, other = torch.ones(3), torch.ones(3, 1)
+    for loss in (kernel_loss.three_part_loss, kernel_loss.three_part_loss_derivative):
+        with pytest.raises(ValueError, match=r"smoothed \(3,\) and grad \(3,\) and signal \(3, 1\)"):
+            loss(y, y, other, (0.5, 1.0, 0.0))
+    with pytest.raises(ValueError, match=r"smoothed \(3,\) and grad \(3, 1\)"):
+        kernel_loss.local_loss(y, other, 0.1)
+
+
+def test_losses_of_half_precision_are_those_of_single_precision():
+    y, g, signal = (torch.randn(100_000, generator=torch.Generator().manual_seed(i)).half() for i in range(3))
+    single = y.float(), g.float(), signal.float()
+    assert kernel_loss.local_loss(y, g, 0.1) == kernel_loss.local_loss(*single[:2], 0.1)
+    weights = (0.5, 1.0, 0.2)
+    assert kernel_loss.three_part_loss(y, g, signal, weights) == kernel_loss.three_part_loss(*single, weights)
+
+
+def test_the_wiener_taps_of_several_statistics_are_those_of_each():
+    pairs = torch.randn(3, 2, 13, dtype=torch.float64)
+    several = [shift_statistics(gradient, 3, target) for gradient, target in pairs]
+    together = type(several[0])(*map(torch.stack, zip(*several, strict=True)))
+    expected = torch.stack([kernel_loss.wiener_taps(each) for each in several])
+    torch.testing.assert_close(kernel_loss.wiener_taps(together), expected)

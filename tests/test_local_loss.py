@@ -1,5 +1,6 @@
 """LocalLossConvSGD: one kernel per parameter, on the simplex, following the exact gradient of its local loss."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -58,3 +59,23 @@ def test_each_parameter_has_its_own_kernel_under_its_own_name():
     kernels = optimizer.kernels()
     assert list(kernels) == ["weight", "bias"]
     assert not torch.equal(kernels["weight"], kernels["bias"])
+
+
+@pytest.mark.parametrize("scale", [1e-22, 1e-21, 3e-21, 1e-20, 1e-19])
+def test_a_gradient_whose_squares_leave_the_range_leaves_a_kernel(scale):
+    p = Parameter(torch.zeros(40))
+    p.grad = gradient(40, 0).float() * scale
+    optimizer = LocalLossConvSGD([p])
+    optimizer.step()
+    kernel = optimizer.kernels()["0"]
+    assert (kernel >= 0).all()
+    assert kernel.sum().item() == pytest.approx(1, abs=1e-5)
+
+
+@given(st.floats(-10, 10).filter(lambda b: abs(b) > 1e-3), st.sampled_from([4, 7, 10, 31]))
+def test_a_gradient_that_the_kernel_takes_away_leaves_a_kernel(b, n):
+    p = Parameter(torch.zeros(n))
+    p.grad = torch.tensor([-2 * b, b, b] * n)[:n]  # sums of three are zero, but for rounding
+    optimizer = LocalLossConvSGD([p], kernel_size=3, kernel_init="uniform")
+    optimizer.step()
+    assert optimizer.kernels()["0"].isfinite().all()

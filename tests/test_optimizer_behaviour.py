@@ -245,3 +245,26 @@ def test_a_loss_may_be_a_number_of_numpys(optimizer_class):
     p = Parameter(torch.randn(9))
     p.grad = torch.ones(9)
     optimizer_class([p]).step(loss=np.float32(0.5))
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [
+        (ConvolutionalSGD, {"momentum": torch.tensor([0.9])}),
+        (LocalLossConvSGD, {"lambd": torch.tensor([0.1])}),
+        (LocalLossConvSGD, {"local_lr": torch.tensor([0.1])}),
+        (ConvolutionalSGDv2, {"loss_weights": (torch.tensor([0.5]), 1.0, 0.0)}),
+        (ConvolutionalSGDv2, {"loss_weights": (torch.tensor([1.0, 2.0]), 1.0, 0.0)}),
+    ],
+    ids=["momentum", "lambd", "local_lr", "loss_weights", "loss_weights of two"],
+)
+def test_a_tensor_that_a_step_could_not_use_is_refused_at_once(optimizer_class, options):
+    (name,) = options
+    with pytest.raises(ValueError, match=name):
+        optimizer_class([Parameter(torch.zeros(9))], **options)
+
+
+def test_taps_that_are_none_in_single_precision_are_refused():
+    for taps in (1e-60, 1e300):
+        with pytest.raises(ValueError, match="kernel_init"):
+            ConvolutionalSGD([Parameter(torch.zeros(9))], kernel_init=torch.full((5,), taps, dtype=torch.float64))

@@ -191,3 +191,12 @@ def test_what_does_not_fit_is_refused_by_name(call, said):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         call()
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_spectra_of_half_precision_are_those_of_single_precision(dtype):
+    ones, bins = torch.ones(256, 256, dtype=dtype), spectrum.radial_bins((256, 256), 8)
+    assert spectrum.radial_mean(ones, bins, 8).tolist() == [1.0] * 8
+    small = (field(10, 12, 12) * 1e-4).to(dtype)
+    assert torch.equal(spectrum.power_spectrum(small, (1, 2)), spectrum.power_spectrum(small.float(), (1, 2)))
+    assert spectrum.energy_preserving(ones, ones) == 1

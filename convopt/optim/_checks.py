@@ -12,18 +12,26 @@ from torch.optim import Optimizer
 from convopt.optim._scalars import is_readable
 
 
+def is_number(value: Any) -> bool:
+    """Whether torch takes ``value`` wherever it takes a Python number."""
+    return value.ndim == 0 if isinstance(value, Tensor) else isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_number(name: str, value: Any, *, at_least: float, below: float = math.inf) -> None:
-    """Raise ValueError unless ``at_least <= value < below``; tensors of one element are numbers too."""
-    is_number = isinstance(value, Real | Tensor) and not isinstance(value, bool)
-    if not is_number or (isinstance(value, Tensor) and value.numel() != 1) or not at_least <= value < below:
+    """Raise ValueError unless ``at_least <= value < below``; 0-dim tensors are numbers too."""
+    if not is_number(value) or not at_least <= value < below:
         raise ValueError(f"{name} must be a number in [{at_least}, {below}), got {value!r}")
 
 
 def check_learning_rate(value: Any) -> None:
-    """Raise ValueError unless ``value`` is a number that is not negative; no value is read from an accelerator."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not is_readable(value.device):
+    """Raise ValueError unless ``value`` is a number that is not negative; no value is read from an accelerator.
+
+    Tensors of one element are numbers here, as to torch's optimizers.
+    """
+    is_one = isinstance(value, Tensor) and value.numel() == 1
+    if is_one and not is_readable(value.device):
         return
-    check_number("lr", value, at_least=0)
+    check_number("lr", value.reshape(()) if is_one else value, at_least=0)
 
 
 def check_integer(name: str, value: Any, *, at_least: int) -> None:

@@ -1,5 +1,6 @@
 """What the optimizers with learned kernels share."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, ClassVar, TypeVar
@@ -65,13 +66,13 @@ def initial_kernel(kernel_init: str | Tensor, size: int, ndim: int) -> Tensor:
     if not isinstance(kernel_init, Tensor):
         raise ValueError(f"kernel_init must be one of {', '.join(NAMED_KERNELS)} or a tensor, got {kernel_init!r}")
     has_form = not kernel_init.is_complex() and kernel_init.shape in ((size,), (size, size))
-    valid = has_form and kernel_init.isfinite().all() and (kernel_init >= 0).all()
-    if not (valid and kernel_init.sum() > 0):
+    kernel = kernel_init.detach().float() if has_form else kernel_init
+    valid = has_form and kernel.isfinite().all() and (kernel >= 0).all()
+    if not (valid and 0 < kernel.sum() < math.inf):
         raise ValueError(
             f"kernel_init must have shape ({size},) or ({size}, {size}) and hold finite taps that are not negative "
             f"and sum to a positive number, got {kernel_init}"
         )
-    kernel = kernel_init.detach().float()
     kernel = kernel / kernel.sum()
     if ndim == 1 and kernel.ndim == 2:
         return kernel.sum(0)

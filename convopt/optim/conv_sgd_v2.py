@@ -3,14 +3,13 @@
 import math
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from numbers import Real
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from convopt.optim._base import Direction, Part, Pieces
-from convopt.optim._checks import check_integer, check_number, grad_of, is_at_rest, params_with_grad
+from convopt.optim._checks import check_integer, check_number, grad_of, is_at_rest, is_number, params_with_grad
 from convopt.optim._kernels import KernelOptimizer, initial_kernel, mean_statistics, smooth_flattened, together
 from convopt.optim._outliers import new_usual_power, ordinary, powers_of
 from convopt.theory._shifts import BLOCK, ImageShifts, LineShifts, Shifts, ShiftsInPieces
@@ -99,9 +98,7 @@ class ConvolutionalSGDv2(KernelOptimizer):
         check_number("noise_estimation_momentum", options["noise_estimation_momentum"], at_least=0, below=1)
         weights = options["loss_weights"]
         are_three = isinstance(weights, tuple | list) and len(weights) == 3
-        if not are_three or not all(
-            isinstance(weight, Real | Tensor) and 0 <= float(weight) < math.inf for weight in weights
-        ):
+        if not are_three or not all(is_number(weight) and 0 <= float(weight) < math.inf for weight in weights):
             raise ValueError(
                 f"loss_weights must be (direction, signal, smoothness), finite and none negative, got {weights!r}"
             )
@@ -143,7 +140,8 @@ class ConvolutionalSGDv2(KernelOptimizer):
         adapts = not resting and group["steps"] % group["kernel_update_every"] == 0
         may_teach = [] if resting else _update_signals(group, seen, adapts)
         if adapts:
-            smoothed: Sequence[Direction] = _smooth_and_adapt(group, seen, may_teach)
+            pairs = zip(seen, may_teach, strict=True)
+            smoothed: Sequence[Direction] = [_smooth_and_adapt(group, each, verdict) for each, verdict in pairs]
         else:
             smoothed = _smooth(group, seen)
         for each, direction in zip(seen, smoothed, strict=True):
@@ -233,21 +231,11 @@ def _move(
         average.copy_(torch.where(torch.as_tensor(verdict), moved_by, average))
 
 
-def _smooth_and_adapt(group: dict[str, Any], seen: list[Seen], may_teach: list[bool | Tensor]) -> list[Tensor]:
-    """The smoothed gradients, parameter after parameter; after each, its kernel's logits take one step.
+def _smooth_and_adapt(group: dict[str, Any], seen: Seen, may_teach: bool | Tensor) -> Tensor:
+    """The smoothed gradient; then the logits take a step, unless it leaves the precision's range.
 
-    A step that leaves the precision's range is not taken. A tap of zero, whose logit is -inf, stays as it is.
+    A tap of zero, whose logit is -inf, stays as it is.
     """
-    before = {name: group[name] for name in ("logits_1d", "logits_2d")}
-    smoothed = [_smooth_one_and_adapt(group, each, verdict) for each, verdict in zip(seen, may_teach, strict=True)]
-    for name, logits in before.items():
-        if group[name] is not logits:
-            usable = group[name].isfinite() | (group[name] == logits)
-            group[name] = torch.where(usable.all(), group[name], logits)
-    return smoothed
-
-
-def _smooth_one_and_adapt(group: dict[str, Any], seen: Seen, may_teach: bool | Tensor) -> Tensor:
     name = _logits_name(seen.layout)
     kernel, shifts = _kernel(group, name), _shifts(group, seen)
     (smoothed,) = shifts.smooth(kernel)
@@ -255,7 +243,8 @@ def _smooth_one_and_adapt(group: dict[str, Any], seen: Seen, may_teach: bool | T
         derivative = three_part_loss_derivative(smoothed, *_references(seen, smoothed.dtype), group["loss_weights"])
         gradient = through_softmax(shifts.correlate([derivative]).float(), kernel)
         adapted = torch.sub(group[name], gradient, alpha=group["kernel_lr"])
-        group[name] = adapted if may_teach is True else torch.where(may_teach, adapted, group[name])
+        usable = (adapted.isfinite() | (adapted == group[name])).all()
+        group[name] = torch.where(usable & may_teach, adapted, group[name])
     return smoothed.view(seen.gradient.shape)
 
 

@@ -142,7 +142,8 @@ class _Tracer(TorchFunctionMode):
             shape = self._shape_of(x)
             if shape is None:
                 continue
-            if name in RESHAPES and math.prod(result.shape[1:]) == math.prod(shape) and len(result) == len(x):
+            kept = result.ndim and math.prod(result.shape[1:]) == math.prod(shape) and len(result) == len(x)
+            if name in RESHAPES and kept:
                 # An image flattened, or a flattened one as the image it was or another with as many elements.
                 if result.ndim == 2 or tuple(result.shape[1:]) == shape or x.ndim == 2:
                     self._mark(result, shape if result.ndim == 2 else result.shape[1:])

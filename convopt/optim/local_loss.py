@@ -119,6 +119,8 @@ class LocalLossConvSGD(KernelOptimizer):
         # The mean power will do: what is usual is known of each parameter apart.
         may_teach, _ = ordinary(states, read(statistics.products[:, centre, centre].double()))
         adapted = select(may_teach, adapted, kernels)
+        # Far from 1, squares leave the precision's range; the mean power need not show it.
+        adapted = torch.where(adapted.isfinite().all(1, keepdim=True), adapted, kernels)
         torch._foreach_copy_([state["kernel"] for state in states], list(adapted.unbind()))
 
     @torch.no_grad()

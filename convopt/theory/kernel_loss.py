@@ -22,7 +22,7 @@ from torch.linalg import vecdot
 from convopt.theory._ambient import in_full_precision
 from convopt.theory._ways import ways
 from convopt.theory.kernels import check_size
-from convopt.theory.smoothing import ShiftStatistics
+from convopt.theory.smoothing import ShiftStatistics, at_least_float32, check_same_shape
 
 
 class KernelLoss(NamedTuple):
@@ -30,7 +30,8 @@ class KernelLoss(NamedTuple):
 
     Attributes:
         value: the loss, a 0-dim tensor.
-        cosine_similarity: cos(g, y), a 0-dim tensor in [-1, 1]; 0 where g or y is zero.
+        cosine_similarity: cos(g, y), a 0-dim tensor, in [-1, 1] but for rounding; 0 where g or y is zero. Not finite
+            where squares leave the precision's range, as of gradients near 1e-21 in float32.
     """
 
     value: Tensor
@@ -44,7 +45,10 @@ def local_loss(smoothed: Tensor, grad: Tensor, variance_weight: float) -> Kernel
         smoothed: y, any shape.
         grad: g, same shape and dtype.
         variance_weight: lambda, in units of 1 / gradient squared: the loss depends on the gradient's scale.
+
+    In float32 (float64 for float64). ValueError for different shapes.
     """
+    smoothed, grad = _alike(smoothed=smoothed, grad=grad)
     cosine = _cosine_parts(*ways().powers(smoothed, grad))[0]
     return KernelLoss(variance_weight * smoothed.var(correction=0) - cosine, cosine)
 
@@ -57,8 +61,11 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
         grad: g, same shape and dtype. Where its variance is exactly 0, the last part is left out.
         signal: the estimate of the clean gradient, an EMA of g, same shape and dtype.
         weights: (d, s, v), the weights of direction, signal and smoothness.
+
+    In float32 (float64 for float64). ValueError for different shapes.
     """
     direction, closeness, smoothness = weights
+    smoothed, grad, signal = _alike(smoothed=smoothed, grad=grad, signal=signal)
     cosine = _cosine_parts(*ways().powers(smoothed, grad))[0]
     error = (smoothed - signal).square().mean()
     roughness = smoothed.var(correction=0) * _reciprocal(grad.var(correction=0))
@@ -68,9 +75,9 @@ def three_part_loss(smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tup
 def three_part_loss_derivative(
     smoothed: Tensor, grad: Tensor, signal: Tensor, weights: tuple[float, float, float]
 ) -> Tensor:
-    """The derivative of :func:`three_part_loss` with respect to y, in its shape."""
+    """The derivative of :func:`three_part_loss` with respect to y, in its shape; what it takes and raises, too."""
     direction, closeness, smoothness = weights
-    y, g = smoothed, grad
+    y, g, signal = _alike(smoothed=smoothed, grad=grad, signal=signal)
     _, along_grad, along_smoothed = _cosine_parts(*ways().powers(y, g))
     slope = 2 * closeness / y.numel()
     derivative = (y * (direction * along_smoothed + slope)).addcmul_(g, along_grad, value=-direction)
@@ -80,6 +87,11 @@ def three_part_loss_derivative(
         scale = 2 * smoothness / y.numel() * _reciprocal(g.var(correction=0))
         derivative.addcmul_(y - y.mean(), scale)
     return derivative
+
+
+def _alike(**gradients: Tensor) -> list[Tensor]:
+    check_same_shape(**gradients)
+    return [at_least_float32(gradient) for gradient in gradients.values()]
 
 
 class TapsLoss(NamedTuple):
@@ -199,7 +211,7 @@ def cross_loss_of_taps(taps: Tensor, statistics: ShiftStatistics) -> TapsLoss:
 
 @in_full_precision
 def wiener_taps(statistics: ShiftStatistics) -> Tensor:
-    """The taps that minimise :func:`cross_loss_of_taps`: ``A^-1 c``, Wiener's filter of finite length, ``(n,)``.
+    """The taps that minimise :func:`cross_loss_of_taps`: ``A^-1 c``, Wiener's filter of finite length, ``(..., n)``.
 
     They also minimise ``|g' - W * g|^2``, which sets their scale; smoothing is free to choose another positive one. Of
     several minimisers (g is zero, or too short for so many taps) it is the one of least norm. Statistics that are not
@@ -208,11 +220,11 @@ def wiener_taps(statistics: ShiftStatistics) -> Tensor:
     Source: Wiener, Extrapolation, Interpolation, and Smoothing of Stationary Time Series, 1949; the normal equations.
     """
     inverse: Tensor = torch.linalg.pinv(statistics.products, hermitian=True)
-    return inverse @ statistics.target_products
+    return (inverse @ statistics.target_products.unsqueeze(-1)).squeeze(-1)
 
 
 def _quadratic_form(taps: Tensor, statistics: ShiftStatistics) -> tuple[Tensor, Tensor, Tensor]:
-    """The taps w as vectors, A w, and mean((W * g)^2) = w'Aw."""
+    """The taps w as vectors, A w, and mean((W * g)^2) = w'Aw, which rounding must not make negative."""
     products = statistics.products
     if taps.numel() != products.shape[:-1].numel():
         raise ValueError(
@@ -220,7 +232,7 @@ def _quadratic_form(taps: Tensor, statistics: ShiftStatistics) -> tuple[Tensor, 
         )
     w = taps.reshape(products.shape[:-1]).to(products.dtype)
     along_taps = (products @ w.unsqueeze(-1)).squeeze(-1)
-    return w, along_taps, vecdot(w, along_taps)
+    return w, along_taps, vecdot(w, along_taps).clamp_min(0)
 
 
 def _grad_products(statistics: ShiftStatistics) -> tuple[Tensor, Tensor]:

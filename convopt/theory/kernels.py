@@ -295,11 +295,13 @@ def project_positive_semidefinite(kernel: Tensor) -> Tensor:
         Tensor of the kernel's shape and dtype; the kernel itself where it is positive semidefinite.
 
     Raises:
-        ValueError: the kernel is not finite, not symmetric along each axis, its sum is not positive, or the nearest
-            such kernel is zero.
+        ValueError: the kernel is not of floating point, not finite, not symmetric along each axis, its sum is not
+            positive, or the nearest such kernel is zero.
     """
     from scipy.optimize import nnls  # type: ignore[import-untyped]
 
+    if not kernel.is_floating_point():
+        raise ValueError(f"kernel must have a floating-point dtype, got {kernel.dtype}")
     if is_positive_semidefinite(kernel, tolerance=0):
         return kernel.clone()
     taps = check_symmetric(kernel)

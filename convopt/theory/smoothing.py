@@ -174,6 +174,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
+def check_same_shape(**gradients: Tensor) -> None:
+    """Raise ValueError unless all have one shape; it names them."""
+    if len({gradient.shape for gradient in gradients.values()}) > 1:
+        shapes = " and ".join(f"{name} {tuple(gradient.shape)}" for name, gradient in gradients.items())
+        raise ValueError(f"gradients must have one shape, got {shapes}")
+
+
 def _check_fits(gradient: Tensor, size: int, ndim: int, boundary: str) -> None:
     if boundary not in get_args(Boundary):
         raise ValueError(f"boundary must be one of {', '.join(get_args(Boundary))}, got {boundary!r}")

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from convopt.theory.smoothing import at_least_float32
+from convopt.theory.smoothing import at_least_float32, check_same_shape
 
 
 class Powers(NamedTuple):
@@ -45,7 +45,7 @@ def ema_powers(signal: Tensor, grad: Tensor) -> Powers:
     Raises:
         ValueError: shapes differ.
     """
-    _check_same_shape(signal=signal, grad=grad)
+    check_same_shape(signal=signal, grad=grad)
     signal, grad = at_least_float32(signal), at_least_float32(grad)
     return Powers(signal.square().sum(), (grad - signal).square().sum())
 
@@ -116,7 +116,7 @@ def half_batch_powers(first: Tensor, second: Tensor, half: int) -> Powers:
     Raises:
         ValueError: shapes differ, or ``half`` is not positive.
     """
-    _check_same_shape(first=first, second=second)
+    check_same_shape(first=first, second=second)
     if half < 1:
         raise ValueError(f"half must be positive, got {half!r}")
     first, second = at_least_float32(first), at_least_float32(second)
@@ -140,7 +140,7 @@ def big_small_powers(big: Tensor, small: Tensor, big_batch: int, small_batch: in
 
     Source: McCandlish et al., An Empirical Model of Large-Batch Training (arXiv:1812.06162), appendix A.1.
     """
-    _check_same_shape(big=big, small=small)
+    check_same_shape(big=big, small=small)
     if not 0 < small_batch < big_batch:
         raise ValueError(f"small_batch must be positive and below big_batch, got {small_batch!r} and {big_batch!r}")
     big_power, small_power = (at_least_float32(gradient).square().sum() for gradient in (big, small))
@@ -209,7 +209,7 @@ def step_ratio(same_point: Tensor, consecutive: Tensor, power: Tensor, lr: float
     """
     if not lr > 0:
         raise ValueError(f"lr must be positive, got {lr!r}")
-    _check_same_shape(same_point=same_point, consecutive=consecutive, power=power)
+    check_same_shape(same_point=same_point, consecutive=consecutive, power=power)
     lost = same_point - consecutive
     return StepRatio(lost / (lr * power), same_point / lost)
 
@@ -247,9 +247,3 @@ def per_sample_gradients(
 def _check_beta(beta: float) -> None:
     if not 0 < beta < 1:
         raise ValueError(f"beta must be between 0 and 1, got {beta!r}")
-
-
-def _check_same_shape(**tensors: Tensor) -> None:
-    if len({tensor.shape for tensor in tensors.values()}) > 1:
-        shapes = " and ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
-        raise ValueError(f"gradients must have one shape, got {shapes}")
