@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import pandas as pd
 from convopt.lab.curves import CURVES, SECONDS
 from convopt.lab.folders import require_folder
 from convopt.lab.names import damaged, in_a_line
+from convopt.lab.parquet import with_checksum, without_checksum
 from convopt.lab.predictions import References, from_bytes, references, to_bytes
 from convopt.lab.rounding import DIGITS_OF_KERNELS, DIGITS_OF_SECONDS, with_digits
 from convopt.lab.runs import Run
@@ -279,14 +281,13 @@ def write_table(records: Iterable[Record], path: Path) -> None:
     table = pd.DataFrame(rows).to_parquet(
         None,
         index=False,
-        write_page_checksum=True,  # else most damage would be read as other numbers
         compression="zstd",
         compression_level=19,
         data_page_size=1 << 24,  # each page is compressed by itself
         use_dictionary=[*by_value, *(f"{name}.list.element" for name in CURVES if name not in _RARELY_EQUAL)],
         use_byte_stream_split=[f"{name}.list.element" for name in _RARELY_EQUAL],
     )
-    write_atomically(path, table)
+    write_atomically(path, with_checksum(table))
 
 
 _RARELY_EQUAL = ("gradient_norm", "train_loss", "test_loss", "rho", "annealing_factor")
@@ -310,9 +311,8 @@ class Table:
     def __init__(self, path: Path):
         self._path = path
         with self._damage_told():
-            self._rows = {
-                row["id"]: row for row in pd.read_parquet(path, page_checksum_verification=True).to_dict("records")
-            }
+            table = pd.read_parquet(BytesIO(without_checksum(path.read_bytes())))
+            self._rows = {row["id"]: row for row in table.to_dict("records")}
             self._references = references((row["dataset"], _predictions_of(row)) for row in self._rows.values())
         self._parsed: dict[str, Record] = {}
 
