@@ -33,7 +33,9 @@ def test_what_is_kept_is_told_of_each_optimizer_in_mebibytes(rows):
     assert kept["SGD + SNRAnnealing"] == pytest.approx(2 * kept["SGD"], rel=0.01)  # all of the last gradient
 
 
-def test_a_language_model_is_trained_on_tokens():
+def test_a_language_model_is_trained_on_tokens(monkeypatch):
+    monkeypatch.setattr(bench, "BLOCK", 4)  # else it takes a minute
+    monkeypatch.setattr(bench, "TRAINING_ROUNDS", 1)
     labels = [row["optimizer"] for row in bench.measure(["GRU language model"], "cpu", seconds=0.1)]
     assert labels == 2 * list(bench.OPTIMIZERS)
 

@@ -63,7 +63,7 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
         yield "unknown configuration", f"no data set {run.dataset!r}"
         return
     of_own_file = bool(run.data)  # which `convopt try` compares outside of any experiment
-    if not of_own_file and not any(experiment.label(run) for experiment in EXPERIMENTS.values()):
+    if not of_own_file and not _is_of_an_experiment(replace(run, seed=0, epochs=1)):
         yield "orphaned", "belongs to no experiment"
     expected = _checksum(run.dataset)
     if expected not in (None, record.provenance.get("data")):
@@ -79,6 +79,12 @@ def _faults(record: Record) -> Iterator[tuple[str, str]]:
 @cache
 def _checksum(dataset: str) -> str | None:
     return data.load(dataset).checksum if data.is_at_hand(dataset) else None
+
+
+@cache
+def _is_of_an_experiment(run: Run) -> bool:
+    """Whatever its seed and epochs, so that those need not be told apart."""
+    return any(experiment.label(run) for experiment in EXPERIMENTS.values())
 
 
 @cache

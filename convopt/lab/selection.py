@@ -61,13 +61,15 @@ def select(
         (datasets, {epochs} if epochs else all_epochs),
         (datasets if dataset else all_datasets, {epochs} if epochs else all_epochs),
     ]
-    found = []
-    for some_datasets, some_epochs in choices:
+    shown: list[Run] = []
+    exact = False
+    for place, (some_datasets, some_epochs) in enumerate(choices):
         wanted = {run for name in some_datasets for count in some_epochs for run in experiment.runs(name, seeds, count)}
-        found.append([run for run in own if run in wanted])
-    shown = next(filter(None, found), [])
+        if shown := [run for run in own if run in wanted]:
+            exact = place == 0
+            break
     told = set(shown) | (set() if experiment.is_search else experiments.tuning_runs())
-    return Selection(shown, [run for run in own if run not in told], exact=bool(found[0]))
+    return Selection(shown, [run for run in own if run not in told], exact=exact)
 
 
 def _told(runs: Iterable[Run]) -> str:

@@ -177,12 +177,13 @@ class Experiment:
             data.describe(run.dataset)
         except (ValueError, data.DataError):  # a file that is no more
             return None
-        key = run.dataset, run.epochs, run.seed
-        if key not in self._labels:
-            self._labels[key] = {arm.setting.run(arm.recipe, *key): arm.label for arm in self.arms}
-        return self._labels[key].get(run)
+        if run.dataset not in self._labels:
+            self._labels[run.dataset] = {
+                arm.setting.run(arm.recipe, run.dataset, epochs=1, seed=0): arm.label for arm in self.arms
+            }
+        return self._labels[run.dataset].get(replace(run, epochs=1, seed=0))
 
     @cached_property
-    def _labels(self) -> dict[tuple[str, int, int], dict[Run, str]]:
-        """The label of each arm's run, by data set, epochs and seed, as far as it was asked for."""
+    def _labels(self) -> dict[str, dict[Run, str]]:
+        """The label of each arm's run of one epoch, by data set, as far as it was asked for."""
         return {}
