@@ -412,17 +412,22 @@ def test_the_workers_for_slurm_work_as_processes_of_this_machine(checkout):
 
 
 @pytest.mark.slow
-def test_the_commands_to_run_it_again_work_as_pasted(checkout):
-    notebook, sweep = BASH[:2]
-    environment, *reruns = notebook.splitlines()
+def test_the_commands_to_run_a_notebook_again_work_as_pasted(checkout):
+    environment, *reruns = BASH[0].splitlines()
     assert environment.startswith("make setup && source .venv/bin/activate")  # the checkout has it
-    for command in (*reruns, *sweep.splitlines()):
+    for command in reruns:
         checkout(command)
     *_, provenance = nbformat.read(checkout.folder / "out.ipynb", as_version=4).cells
     told = provenance.outputs[0]["data"]["text/markdown"]
     assert told.partition("```bash\n")[2].startswith(f"{reruns[0]}\n```")  # it is the page's own command, too
     assert "records are of digits" in told
     assert (checkout.folder / "executed" / "06-stress-test.ipynb").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_to_run_an_experiment_again_work_as_pasted(checkout):
+    for command in BASH[1].splitlines():
+        checkout(command)
     assert len(list((checkout.folder / "my-runs").glob("*.json"))) == 2 * len(experiments.find("06-stress-test").arms)
 
 
