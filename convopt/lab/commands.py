@@ -206,16 +206,15 @@ def publish_records(options: argparse.Namespace) -> int:
     runs = experiments.published_runs()
     # A record that cannot be read is an error here: elsewhere it would be left out.
     own = {record.run: record for record in map(records.read_record, store.paths())}
-    recorded = {*store.runs(), *own}
-    if absent := sum(run not in recorded for run in runs):
+    found = [record for run in runs if (record := own.get(run) or store.load(run)) is not None]
+    if len(found) < len(runs):
         raise RuntimeError(
-            f"{absent} of {len(runs)} published runs have no record in {options.store}; "
+            f"{len(runs) - len(found)} of {len(runs)} published runs have no record in {options.store}; "
             "`convopt run EXPERIMENT` makes them"
         )
-    new = sum(run in own for run in runs)
+    new = sum(record.run in own for record in found)
     if not new:  # what was published before would be written again, and called new
         raise ValueError(f"store must be a folder with records of published runs, got {quoted(options.store)}")
-    found = [record for run in runs if (record := own.get(run) or store.load(run)) is not None]
     _require_publishable(found)
     trials = experiments.tuning_runs()  # of which nobody asks for predictions
     found = [replace(record, predictions={}) if record.run in trials else record for record in found]
