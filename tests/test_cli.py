@@ -98,7 +98,8 @@ def test_help_names_every_command():
         (["notebooks", "13-cost", "-p", "seconds", "1e999"], "seconds must be a finite number"),
     ],
 )
-def test_a_bad_argument_gets_one_clear_line_and_exit_2(arguments, said, capsys, monkeypatch):
+def test_a_bad_argument_gets_one_clear_line_and_exit_2(arguments, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CONVOPT_DATA", str(tmp_path))  # of runs without data there may be more to say
     monkeypatch.chdir(project_folder())
     before = sorted(project_folder().iterdir())
     try:
@@ -216,6 +217,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(project_folder())
+    monkeypatch.setenv("CONVOPT_DATA", str(tmp_path))
     store = str(tmp_path / place)
     assert main([*command.split(), "--store", store]) == 2
     (said,) = capsys.readouterr().err.splitlines()

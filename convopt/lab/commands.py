@@ -51,7 +51,7 @@ def report_experiments(options: argparse.Namespace) -> int:
     for experiment in chosen:
         selected = select(experiment, recorded, options.dataset, _seeds(experiment, options), options.epochs)
         if (note := selected.note()) is not None:
-            print(f"convopt: note: {experiment.name}: {note}", file=sys.stderr)
+            _print_note(f"{experiment.name}: {note}")
         shown = [record for run in selected.shown if (record := store.load(run)) is not None]
         tables.append((experiment, shown, selected.told_of_others()))
     _warn_of_mixed_data(record for _, shown, _ in tables for record in shown)
@@ -141,6 +141,11 @@ def _require_store(folder: str | None) -> None:
 
 def _warn_of_mixed_data(shown: Iterable[Record]) -> None:
     for told in _mixed_data(shown):
+        _print_note(told)
+
+
+def _print_note(told: str | None) -> None:
+    if told is not None:
         print(f"convopt: note: {told}", file=sys.stderr)
 
 
@@ -162,7 +167,7 @@ def _print_tables(tables: Iterable[tuple[Experiment, list[Record], str | None]],
         rows += [{"experiment": experiment.name, **row} for row in of_rows]
         told.append("\n".join(filter(None, [_as_text(experiment, of_it, of_rows, options.dataset), others])))
         if options.json and others:
-            print(f"convopt: note: {experiment.name}: {others}", file=sys.stderr)
+            _print_note(f"{experiment.name}: {others}")
     print(_as_json(rows) if options.json else "\n\n".join(told))
 
 
@@ -259,9 +264,13 @@ def verify_records(options: argparse.Namespace) -> int:
     if options.experiment:
         chosen = _chosen([options.experiment], options.only)
         candidates = reproduction.of_experiments(chosen, published)
-    candidates = _with_data(candidates)
+    candidates, note = _with_data(candidates)
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
+    try:
+        drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
+    except ValueError as error:  # in one line with the reason why there are so few
+        raise ValueError("; ".join(filter(None, (str(error), note)))) from error
+    _print_note(note)
     print(f"{len(drawn)} of {len(candidates)} published runs; --seed {seed} draws them again.", flush=True)
     with tempfile.TemporaryDirectory(prefix="convopt-verify-") as folder:
 
@@ -291,18 +300,17 @@ def verify_records(options: argparse.Namespace) -> int:
     return 1 if faults else 0
 
 
-def _with_data(wanted: list[Record]) -> list[Record]:
-    """The records whose data can be had; of the others a line says what is missing."""
+def _with_data(wanted: list[Record]) -> tuple[list[Record], str | None]:
+    """The records whose data can be had, and what is missing of the others, if anything."""
     names = {record.run.dataset for record in wanted}
     absent = {name for name in names if not data.can_be_had(name)}
+    if not absent:
+        return wanted, None
     here = [record for record in wanted if record.run.dataset not in absent]
-    if absent:
-        print(
-            f"convopt: note: {len(wanted) - len(here)} published runs are left out, whose data are not under "
-            f"{data.data_folder()} and cannot be downloaded: {', '.join(sorted(absent))}",
-            file=sys.stderr,
-        )
-    return here
+    return here, (
+        f"{len(wanted) - len(here)} published runs are left out, whose data are not under {data.data_folder()} "
+        f"and cannot be downloaded: {', '.join(sorted(absent))}"
+    )
 
 
 def reproduce_records(options: argparse.Namespace) -> int:
@@ -311,10 +319,14 @@ def reproduce_records(options: argparse.Namespace) -> int:
 
     chosen = _chosen(options.experiment or experiments.EXPERIMENTS, options.only)
     store = records.Store(options.store)
+    if not store.folder.is_dir():  # before the published records are read, which takes a while
+        require_writable("store", store.folder)
     # Seed by seed, so that an interrupted sweep holds whole pairs.
     published = reproduction.of_experiments(chosen, workspace.published_records())
     published.sort(key=lambda record: record.run.seed)
-    runs = [record.run for record in _with_data(published)]
+    wanted, note = _with_data(published)
+    _print_note(note)
+    runs = [record.run for record in wanted]
     again = sweep.sweep(runs, store, options.jobs, options.scheduler, options.retry_failed)
     for experiment in chosen:
         differences = reproduction.differences(experiment, again, published)
