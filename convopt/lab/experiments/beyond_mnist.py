@@ -91,6 +91,9 @@ TASKS = {
     "CIFAR-10, one person's labels, ConvNet, augmented": Task(
         _setting("cifar10n-random", "ConvNet", 6), True, has_grid=True, inputs=AUGMENTED
     ),
+    "CIFAR-10, most people's labels, ConvNet, augmented": Task(
+        _setting("cifar10n-aggregate", "ConvNet", 6), has_grid=True, inputs=AUGMENTED
+    ),
     CIFAR_PERCEPTRON: Task(_setting("cifar10n-worst", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, one person's labels": Task(_setting("cifar10n-random", "SimpleNet", 12), True, has_grid=True),
     "CIFAR-10, most people's labels": Task(_setting("cifar10n-aggregate", "SimpleNet", 12), has_grid=True),
