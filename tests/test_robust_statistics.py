@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -34,28 +35,32 @@ def test_all_that_smooth_learn_something_but_laplacian_smoothing():
     assert names == {"LaplacianSmoothingSGD"}, "kernels(), snr() or learnt() tell it; name others here"
 
 
+def learnt_after(make, when: int, change=lambda grad: grad, which: tuple[int, ...] = ()) -> list[torch.Tensor]:
+    """What it learnt from 80 gradients, of which ``change`` changes one; the weights are rolled back after that step."""
+    params, grads = new_params(), gradients(80)
+    subject = make(groups_of(params), lr=1e-3)
+    train(subject, params, grads[:when])
+    kept = [p.detach().clone() for p in params]
+    train(subject, params, [[change(grad) if i in which else grad for i, grad in enumerate(grads[when])]])
+    for p, before in zip(params, kept, strict=True):
+        p.data.copy_(before)
+    train(subject, params, grads[when + 1 :])
+    return subject.learnt()
+
+
+learnt_without = cache(learnt_after)
+
+
 @for_each(STEP_BY_STEP)
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD.keys())
 @pytest.mark.parametrize("which", [(0, 1, 2), (0,), (2,)], ids=["of all parameters", "of a weight", "of a bias"])
 @pytest.mark.parametrize("when", [40, 41, 43])  # of every four steps the first compares, the last is remembered
 def test_one_odd_gradient_leaves_no_trace(make, odd, which, when):
-    """The odd step is held against an ordinary one; the weights are rolled back after both."""
-    outcomes = []
-    for is_odd in (False, True):
-        params, grads = new_params(), gradients(80)
-        subject = make(groups_of(params), lr=1e-3)
-        train(subject, params, grads[:when])
-        kept = [p.detach().clone() for p in params]
-        step = [odd(grad) if is_odd and i in which else grad for i, grad in enumerate(grads[when])]
-        train(subject, params, [step])
-        for p, before in zip(params, kept, strict=True):
-            p.data.copy_(before)
-        train(subject, params, grads[when + 1 :])
-        outcomes.append(subject.learnt())
-    assert outcomes[0]
-    for plain, after in zip(*outcomes, strict=True):
+    plain = learnt_without(make, when)
+    assert plain
+    for usual, after in zip(plain, learnt_after(make, when, odd, which), strict=True):
         assert after.isfinite().all()
-        torch.testing.assert_close(after, plain, rtol=0.05, atol=0.02)
+        torch.testing.assert_close(after, usual, rtol=0.05, atol=0.02)
 
 
 @for_each(OF_GRADIENTS)
