@@ -250,6 +250,7 @@ class TestWhereItHelps:
             assert_same([p], [own])
         assert valley.loss(average_of(averaging)) > valley.loss(p)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("steps", [200, 1000])
     @pytest.mark.parametrize("exponent", [-3, -2.5, -2, -1.5, -1, -0.5, 0, 0.2])
     def test_whatever_the_learning_rate_it_costs_next_to_nothing(self, exponent, steps):

@@ -11,6 +11,7 @@ from convopt.lab.methods import Setup, baselines
 from convopt.lab.trainer import Trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [label for label in experiments.SPACES if not label.endswith("+ SNRAnnealing")])
 def test_every_method_learns_the_digits_and_can_be_annealed(label):
     recipe = max(experiments.trials(label), key=lambda trial: dict(trial.optimizer.options)["lr"] < 0.02)

@@ -17,6 +17,7 @@ def rows():
     return bench.measure(["SimpleNet"], "cpu", seconds=0.1)
 
 
+@pytest.mark.slow
 def test_there_is_a_row_for_each_optimizer_and_kind_of_step(rows):
     kinds = {"step", "training step, batch 8", "training step, batch 64"}
     measured = {(o, kind) for o in bench.OPTIMIZERS for kind in kinds}
@@ -33,6 +34,7 @@ def test_what_is_kept_is_told_of_each_optimizer_in_mebibytes(rows):
     assert kept["SGD + SNRAnnealing"] == pytest.approx(2 * kept["SGD"], rel=0.01)  # all of the last gradient
 
 
+@pytest.mark.slow
 def test_a_language_model_is_trained_on_tokens(monkeypatch):
     monkeypatch.setattr(bench, "BLOCK", 4)  # else it takes a minute
     monkeypatch.setattr(bench, "TRAINING_ROUNDS", 1)

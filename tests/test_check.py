@@ -206,6 +206,7 @@ def test_a_damaged_table_is_one_finding(tmp_path, record):
     assert "git checkout" in said
 
 
+@pytest.mark.slow
 def test_the_published_records_have_no_fault(tmp_path):
     checked, findings = check.check(tmp_path, ROOT / PUBLISHED)
     assert checked > 700

@@ -227,7 +227,10 @@ def test_a_store_that_cannot_be_written_is_refused_before_training(
     assert (tmp_path / "file").read_text() == "kept"
 
 
-@pytest.mark.parametrize("place", ["file", "file/below", "absent", "empty"])
+# Of a folder the published records are read, too.
+@pytest.mark.parametrize(
+    "place", ["file", "file/below", *(pytest.param(name, marks=pytest.mark.slow) for name in ("absent", "empty"))]
+)
 def test_publish_refuses_a_store_that_is_no_folder_of_records_and_writes_nothing(place, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("kept")
     (tmp_path / "empty").mkdir()

@@ -33,6 +33,7 @@ def test_mnist_is_split_and_normalised_as_documented(mnist_folder):
 PREPARED = ["crop", "adult", "california-housing", "tiny-shakespeare", *prepared.LABELS_OF_CIFAR10N]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PREPARED)
 def test_what_has_to_be_put_into_the_data_folder_is_as_described(name):
     if not data.is_at_hand(name):
@@ -51,6 +52,7 @@ def test_where_it_is_not_a_line_says_what_to_put_where(name, tmp_path, monkeypat
         data.load(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("cifar10n-worst", 0.4), ("cifar10n-random", 0.17), ("cifar10n-aggregate", 0.09), ("cifar10n-clean", 0)],

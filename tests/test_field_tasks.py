@@ -40,6 +40,7 @@ def test_seeds_have_photographs_of_their_own():
     assert all(not torch.equal(a, b) for i, a in enumerate(parts) for b in parts[:i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [scattered_samples, tomography, emission_volume])
 def test_without_a_width_it_is_about_as_good_as_the_best_fixed_one_and_far_better_than_adam(make):
     """Small: two seeds, three widths, short runs. The published table has ten seeds and all widths."""
@@ -112,6 +113,7 @@ def test_the_published_outcomes_of_a_study_are_of_all_its_methods_and_seeds(file
         assert {len(of_seeds) for of_seeds in outcomes.values()} == {len(study.seeds)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["scattered samples, 0.3", "emission volume, 0.1"])
 def test_a_published_outcome_comes_out_again(published, condition):
     task, noise = condition.split(", ")

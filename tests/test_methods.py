@@ -99,6 +99,7 @@ IN_FLOAT32 = {"Muon": {"precision": "float32"}}
 """Options of optimizers whose products are in bfloat16 otherwise, which many CPUs are slow at."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Muon"])
 def test_filter_annealing_schedule_loss_and_average_combine_around_any_optimizer(optimizer):
     run = replace(

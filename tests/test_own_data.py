@@ -338,6 +338,7 @@ def test_a_folder_without_images_is_refused(tmp_path):
         data.load(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENTRIES)
 def test_what_the_registry_says_of_a_data_set_is_true(name):
     if not data.is_at_hand(name):

@@ -15,6 +15,7 @@ from convopt.lab.methods import related
 from convopt.lab.methods.method import Batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", factorial.RELATED)
 def test_every_one_learns_the_digits_at_a_trial_of_its_search(name):
     cell = factorial.RELATED[name]

@@ -157,6 +157,7 @@ class TestArms:
         assert reproduction.fresh_runs([record], [record]) == []
 
 
+@pytest.mark.slow
 def test_a_shift_of_four_points_is_caught_in_every_published_arm():
     published = workspace.published_records()
     arms = {replace(record.run, seed=0): record for record in published if record.status == "finished"}

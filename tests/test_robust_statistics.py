@@ -36,7 +36,7 @@ def test_all_that_smooth_learn_something_but_laplacian_smoothing():
 
 
 def learnt_after(make, when: int, change=lambda grad: grad, which: tuple[int, ...] = ()) -> list[torch.Tensor]:
-    """What it learnt from 80 gradients, of which ``change`` changes one; the weights are rolled back after that step."""
+    """What is learnt from 80 gradients, of which ``change`` changes one; the weights are rolled back after it."""
     params, grads = new_params(), gradients(80)
     subject = make(groups_of(params), lr=1e-3)
     train(subject, params, grads[:when])

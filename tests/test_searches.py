@@ -9,6 +9,7 @@ from convopt.lab import experiments, searches, workspace
 from convopt.lab.records import Record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", experiments.SEARCHES)
 def test_what_was_chosen_follows_from_the_published_records(name):
     load = workspace.open_store().load

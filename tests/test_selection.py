@@ -39,6 +39,7 @@ def test_a_search_is_told_trial_by_trial():
     assert "digits, 15 % noise | SGD, constant, lr 0.001" in {row["optimizer"] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["06-stress-test", "08-kernel-evolution", "11-baselines-tuning", "09-controls-digits"])
 def test_without_a_choice_it_is_what_the_page_reads(name, monkeypatch, tmp_path):
     monkeypatch.chdir(published_table().parent)

@@ -74,6 +74,7 @@ def test_permuted_pixels_are_one_order_for_all_images_and_another_for_another_se
         trainer.dataset_of(dataclasses.replace(runs[0], pixels="shuffled"))
 
 
+@pytest.mark.slow
 def test_a_replayed_factor_is_that_of_the_other_seed():
     run = dataclasses.replace(RUN, epochs=10, annealing=Choice.of("replayed", shift=4))
     replayed = training.train(run)

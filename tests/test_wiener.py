@@ -528,6 +528,7 @@ class TestLikeTorchs:
             sizes.append(sum(t.numel() for t in optimizer.state[p].values() if isinstance(t, torch.Tensor)))
         assert sizes[0] <= sizes[1] + p.numel() + 100
 
+    @pytest.mark.slow
     @pytest.mark.skipif(
         torch.__version__.startswith("2.6."), reason="torch 2.6's compiler fails with an internal error"
     )

@@ -259,12 +259,9 @@ def verify_records(options: argparse.Namespace) -> int:
     """Train some published runs again; 1 where they come out otherwise."""
     from convopt.lab import reproduction, sweep
 
+    chosen = _chosen([options.experiment], options.only) if options.experiment else None
     published = workspace.published_records()
-    candidates = published
-    if options.experiment:
-        chosen = _chosen([options.experiment], options.only)
-        candidates = reproduction.of_experiments(chosen, published)
-    candidates, note = _with_data(candidates)
+    candidates, note = _with_data(reproduction.of_experiments(chosen, published) if chosen else published)
     seed = random.randrange(10**6) if options.seed is None else options.seed
     try:
         drawn = reproduction.draw(candidates, options.sample, seed, options.max_seconds)
