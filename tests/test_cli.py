@@ -61,7 +61,7 @@ def test_help_names_every_command():
         (["rport"], "did you mean report?"),
         (["verify", "--sample", "1", "--experiment", "xx"], "06-stress-test"),
         (["verify", "--sample", "1", "--experiment", "06-stres-test"], "did you mean 06-stress-test?"),
-        (["verify", "--sample", str(10**9)], "published runs to draw from"),
+        pytest.param(["verify", "--sample", str(10**9)], "published runs to draw from", marks=pytest.mark.slow),
         (["verify", "--sample", "9" * 5000], "--sample"),
         (["verify", "--sample", "1", "--seed", "\u0663"], "--seed"),
         (["run", "06-stress-test", "--seeds", "\u0663"], "--seeds"),

@@ -57,6 +57,7 @@ def curves(record) -> dict:
     return {name: values for name, values in record.curves.items() if not name.startswith("seconds")}
 
 
+@pytest.mark.slow
 def test_records_come_in_the_order_of_runs_and_are_not_run_again(tmp_path, records):
     store = Store(tmp_path)
     first = sweep.sweep(RUNS[:4], store, jobs=2)
